@@ -1,0 +1,1 @@
+"""The Equipoise window: shows and asks; computes nothing and parses no measured file."""

@@ -1,0 +1,501 @@
+"""The messages between the window and the engine, and their framing.
+
+A frame on the pipe is
+
+    4 bytes   magic `EQP1`
+    4 bytes   length of the header, unsigned little-endian
+    8 bytes   length of the pixels, unsigned little-endian
+    header    JSON: `{"id": int, "message": {"type": ..., ...}, "shape": [rows, columns] | null}`
+    pixels    float32 little-endian, C order, of that shape
+
+The window chooses the id of a request; every event that belongs to it carries the same id, and each request is ended
+by exactly one `Finished` or `Failed`. Id 0 belongs to no request. Unknown fields and types are refused.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION = 1
+MAGIC = b"EQP1"
+MAX_HEADER = 16 << 20
+MAX_PIXELS = 2 << 30
+_PREFIX = struct.Struct("<4sIQ")
+
+
+class ProtocolError(Exception):
+    """The other side sent something that is not a frame of this protocol."""
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A value inside a message."""
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=True):
+    """A message; its type name is its tag."""
+
+
+# --- settings, shared by the window, the command line and the provenance of every result ---------------------------
+
+
+class ReconstructSettings(_Record):
+    """How to reconstruct.
+
+    `method` is one of "fbp", "cgls", "tv" (CT), "zerofilled", "sense" (MRI), "deq" (both).
+    """
+
+    method: str
+    iterations: int = 0
+    """Largest number of iterations; 0 takes the method's own default."""
+    tolerance: float = 0.0
+    """Stop once the relative fixed-point residual is below; 0 takes the method's own default."""
+    strength: float = 0.0
+    """Regularisation strength, relative to the image (TV, CG-SENSE); 0 takes the method's own default."""
+    window: str = "ram-lak"
+    """FBP filter window: ram-lak, shepp-logan, cosine, hann."""
+    views_every: int = 1
+    """Use every k-th view (CT)."""
+    accelerate: int = 1
+    """Keep one of R phase-encoding lines, and the centre (MRI)."""
+    model: str | None = None
+    """Path of the weights, or None for those that ship with the program."""
+    slices: tuple[int, int] | None = None
+    """First slice and one past the last; None takes all."""
+
+
+class FineTuneSettings(_Record):
+    """How to adapt the equilibrium model to scans."""
+
+    steps: int = 0
+    """Number of optimiser steps in all; 0 leaves it to `minutes`."""
+    minutes: float = 0.0
+    """Time limit; 0 leaves it to `steps`."""
+    learning_rate: float = 2e-4
+    equivariance_weight: float = 1.0
+    batch: int = 2
+    """Slices per step."""
+    views_every: int = 1
+    accelerate: int = 1
+    seed: int = 0
+    start: str | None = None
+    """Weights to start from, or None for those that ship with the program."""
+    resume: str | None = None
+    """Checkpoint to continue, bit for bit; its own settings win, but for `steps` and `minutes`."""
+
+
+# --- facts about what the engine holds ------------------------------------------------------------------------------
+
+
+class MatchFact(_Record):
+    """Which part of the file was taken for which role, and why."""
+
+    role: str
+    source: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+class ScanFacts(_Record):
+    """An opened scan."""
+
+    scan: str
+    """Id in the engine."""
+    path: str
+    kind: str
+    """"ct" or "mri"."""
+    format: str
+    state: str
+    """counts, transmission, attenuation or k-space."""
+    shape: tuple[int, ...]
+    """CT (view, row, column); MRI (slice, coil, ky, kx)."""
+    slices: int
+    geometry: tuple[tuple[str, str], ...]
+    """Name and value with unit, in reading order."""
+    matched: tuple[MatchFact, ...]
+    warnings: tuple[str, ...]
+    methods: tuple[str, ...]
+    """Methods of `ReconstructSettings` that suit this scan, quickest first; the first is the analytic one."""
+
+
+class ResultFacts(_Record):
+    """A finished, or stopped and kept, reconstruction."""
+
+    result: str
+    """Id in the engine; the id of the run that made it."""
+    scan: str
+    method: str
+    label: str
+    shape: tuple[int, int, int]
+    """(slice, y, x)"""
+    first_slice: int
+    """Index in the scan of the first slice."""
+    voxel_mm: tuple[float, float, float]
+    """(slice, y, x)"""
+    calibrated: bool
+    """False where voxel_mm counts pixels."""
+    unit: str
+    outcome: str
+    """converged, max_steps, diverged, direct, or stopped."""
+    iterations: int
+    data_residual: float
+    seconds: float
+    low: float
+    """1st percentile over the volume."""
+    high: float
+    """99.8th percentile over the volume."""
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+class Hello(_Message):
+    """First request: the versions must be equal."""
+
+    version: int = VERSION
+
+
+class Open(_Message):
+    """Read a scan. Answered by `Opened`."""
+
+    path: str
+    centre_px: float | None = None
+    """Rotation centre; None takes the file's, or finds it."""
+
+
+class Reconstruct(_Message):
+    """Reconstruct a scan. Answered by `Started`, then `Step` after each iterate, then `Reconstructed`."""
+
+    scan: str
+    settings: ReconstructSettings
+    preview_slice: int
+    """Slice (index in the scan) whose iterates are kept for looking at while it runs and afterwards."""
+
+
+class FineTune(_Message):
+    """Adapt the equilibrium model. Answered by `Trained` after each step, then `Tuned`."""
+
+    scans: tuple[str, ...]
+    settings: FineTuneSettings
+    out: str
+    """Path of the weights to write (.safetensors); saved at intervals, on cancel and when the window goes away."""
+
+
+class ReadSlice(_Message):
+    """Ask for one slice of a result, or of a run's iterate. Answered by `Slice` at once, also while a job runs."""
+
+    result: str
+    index: int
+    """Index in the scan."""
+    step: int | None = None
+    """Solver step of the iterate to look at; None reads the result."""
+
+
+class Export(_Message):
+    """Write a result to a file or folder. Answered by `Exported`."""
+
+    result: str
+    path: str
+    format: str
+    """"tiff" or "dicom"."""
+
+
+class Cancel(_Message):
+    """Stop a job at its next iterate or step; with `keep`, the iterate or the weights so far become its result."""
+
+    job: int
+    keep: bool = False
+
+
+class GetStatus(_Message):
+    """Ask for `Status`; also the heartbeat."""
+
+
+class Forget(_Message):
+    """Drop a scan or result."""
+
+    key: str
+
+
+class Quit(_Message):
+    """Save what is running and end."""
+
+
+Request = Hello | Open | Reconstruct | FineTune | ReadSlice | Export | Cancel | GetStatus | Forget | Quit
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+class Ready(_Message):
+    """Answer to `Hello`."""
+
+    version: int
+    package: str
+    device: str
+    """Name of the device that computes, for people."""
+    python: str
+    torch: str
+    threads: int
+
+
+class Status(_Message):
+    """Memory and work of the engine."""
+
+    device: str
+    host_used: int
+    """Resident bytes of the engine."""
+    host_total: int
+    device_used: int
+    """Bytes of device memory in use, 0 without a GPU."""
+    device_total: int
+    running: int | None
+    """Id of the running job."""
+
+
+class Opened(_Message):
+    """A scan is open."""
+
+    facts: ScanFacts
+
+
+class Working(_Message):
+    """Progress of a job in units of its own."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class Started(_Message):
+    """A reconstruction has begun; `run` is the id under which its iterates and its result are kept."""
+
+    run: str
+    scan: str
+    settings: ReconstructSettings
+    preview_slice: int
+    total: int
+    """Largest number of iterations; 1 for a direct method."""
+
+
+class Step(_Message):
+    """One finished solver iterate on the preview slice, ready to be read with `ReadSlice`."""
+
+    run: str
+    step: int
+    data_residual: float
+    """||A x - y|| / ||y||."""
+    fixed_point_residual: float
+    """||T(x) - x|| / ||T(x)||."""
+
+
+class Reconstructed(_Message):
+    """A reconstruction is done."""
+
+    facts: ResultFacts
+
+
+class Trained(_Message):
+    """One finished optimiser step."""
+
+    step: int
+    total: int
+    """0 where only the time is limited."""
+    terms: tuple[tuple[str, float], ...]
+    """Loss terms by name; the first is the sum."""
+    forward_steps: float
+    """Mean number of solver steps of the forward solves."""
+    backward_steps: float
+    seconds: float
+    """Since the start of the job."""
+
+
+class Tuned(_Message):
+    """Adapted weights were written."""
+
+    path: str
+    steps: int
+    seconds: float
+    losses: tuple[float, ...]
+    stopped: bool
+    """Whether it was stopped before its limit."""
+
+
+class Slice(_Message):
+    """Pixels of one slice `(y, x)` follow the header."""
+
+    result: str
+    index: int
+    step: int | None
+    """The step of the iterate that was found nearest to the one asked for."""
+    low: float
+    """1st percentile of this slice."""
+    high: float
+    """99.8th percentile of this slice."""
+
+
+class Exported(_Message):
+    """Files were written, read back and compared."""
+
+    path: str
+    files: tuple[str, ...]
+    bytes: int
+
+
+class Finished(_Message):
+    """The request is done."""
+
+    seconds: float = 0.0
+    cancelled: bool = False
+
+
+class Failed(_Message):
+    """The request is done and did not succeed."""
+
+    kind: str
+    """bad-input, unsupported, out-of-memory, numerical-trouble, internal."""
+    message: str
+    hint: str = ""
+    details: str = ""
+    """Traceback, for the log and for "copy details"."""
+
+
+Event = (
+    Ready
+    | Status
+    | Opened
+    | Working
+    | Started
+    | Step
+    | Reconstructed
+    | Trained
+    | Tuned
+    | Slice
+    | Exported
+    | Finished
+    | Failed
+)
+
+Pixels = NDArray[np.float32]
+
+
+# --- framing --------------------------------------------------------------------------------------------------------
+
+
+class _RequestHeader(msgspec.Struct, forbid_unknown_fields=True):
+    id: int
+    message: Request
+    shape: tuple[int, int] | None = None
+
+
+class _EventHeader(msgspec.Struct, forbid_unknown_fields=True):
+    id: int
+    message: Event
+    shape: tuple[int, int] | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_request_decoder = msgspec.json.Decoder(_RequestHeader)
+_event_decoder = msgspec.json.Decoder(_EventHeader)
+
+
+def write(stream: BinaryIO, job: int, message: Request | Event, pixels: Pixels | None = None) -> None:
+    """Write one frame and flush.
+
+    Parameters
+    ----------
+    pixels
+        `(y, x)`, float32.
+
+    Raises
+    ------
+    ValueError
+        The header or the pixels exceed the size limits of the protocol.
+    """
+    shape = None if pixels is None else (int(pixels.shape[0]), int(pixels.shape[1]))
+    header: _RequestHeader | _EventHeader
+    if isinstance(message, Request):
+        header = _RequestHeader(job, message, shape)
+    else:
+        header = _EventHeader(job, message, shape)
+    head = _encoder.encode(header)
+    body = b"" if pixels is None else np.ascontiguousarray(pixels, dtype="<f4").tobytes()
+    if len(head) > MAX_HEADER or len(body) > MAX_PIXELS:
+        raise ValueError(f"frame of {len(head)} + {len(body)} bytes exceeds {MAX_HEADER} + {MAX_PIXELS}")
+    stream.write(_PREFIX.pack(MAGIC, len(head), len(body)) + head)
+    if body:
+        stream.write(body)
+    stream.flush()
+
+
+def read_request(stream: BinaryIO) -> tuple[int, Request] | None:
+    """Return id and request of the next frame, or None where the stream has ended.
+
+    Raises
+    ------
+    ProtocolError
+        The bytes are not a frame, too large, cut short, or of an unknown type.
+    """
+    frame = _read_frame(stream)
+    if frame is None:
+        return None
+    try:
+        header = _request_decoder.decode(frame[0])
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"not a request: {error}") from error
+    if frame[1]:
+        raise ProtocolError("a request carries no pixels")
+    return header.id, header.message
+
+
+def read_event(stream: BinaryIO) -> tuple[int, Event, Pixels | None] | None:
+    """Return id, event and pixels `(y, x)` float32 of the next frame, or None where the stream has ended.
+
+    Raises
+    ------
+    ProtocolError
+        The bytes are not a frame, too large, cut short, or of an unknown type.
+    """
+    frame = _read_frame(stream)
+    if frame is None:
+        return None
+    try:
+        header = _event_decoder.decode(frame[0])
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"not an event: {error}") from error
+    if header.shape is None:
+        return header.id, header.message, None
+    rows, columns = header.shape
+    if rows < 0 or columns < 0 or rows * columns * 4 != len(frame[1]):
+        raise ProtocolError(f"{len(frame[1])} bytes of pixels for a slice of {rows} x {columns}")
+    return header.id, header.message, np.frombuffer(frame[1], dtype="<f4").reshape(rows, columns)
+
+
+def _read_frame(stream: BinaryIO) -> tuple[bytes, bytes] | None:
+    prefix = _read_exactly(stream, _PREFIX.size, may_end=True)
+    if not prefix:
+        return None
+    magic, head_size, body_size = _PREFIX.unpack(prefix)
+    if magic != MAGIC:
+        raise ProtocolError(f"frame starts with {magic!r} instead of {MAGIC!r}")
+    if head_size > MAX_HEADER or body_size > MAX_PIXELS:
+        raise ProtocolError(f"frame of {head_size} + {body_size} bytes exceeds {MAX_HEADER} + {MAX_PIXELS}")
+    return _read_exactly(stream, head_size), _read_exactly(stream, body_size)
+
+
+def _read_exactly(stream: BinaryIO, size: int, *, may_end: bool = False) -> bytes:
+    parts: list[bytes] = []
+    missing = size
+    while missing:
+        part = stream.read(missing)
+        if not part:
+            if may_end and missing == size:
+                return b""
+            raise ProtocolError(f"stream ended {missing} bytes before the end of a frame")
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)

@@ -1,8 +1,12 @@
-"""Start the engine process, send requests and receive events. Imports nothing but the standard library and the protocol."""
+"""Start the engine process, send requests and receive events.
+
+Imports nothing but the standard library and the protocol.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import signal
 import subprocess
@@ -43,6 +47,9 @@ class EngineLost:
     expected: bool
 
 
+ENDING_SECONDS = 5.0
+"""How long an engine that has closed its side of the pipe may take to end."""
+
 OnEvent = Callable[[int, "Event | EngineLost", "Pixels | None"], None]
 OnLog = Callable[[str], None]
 
@@ -57,14 +64,17 @@ def engine_command() -> list[str]:
 class Client:
     """One engine process.
 
-    All callbacks come from threads of the client, never from the caller's thread; `send` never blocks on the pipe.
+    All callbacks come from threads of the client, never from the caller's thread; `send` never blocks on the
+    pipe.
 
     Parameters
     ----------
     argv
-        Command that starts the engine and connects its stdin and stdout; may be `ssh host equipoise-engine serve`.
+        Command that starts the engine and connects its stdin and stdout; may be
+        `ssh host equipoise-engine serve`.
     on_event
-        Called with the id of the request, the event and the pixels of a slice. The last call carries `EngineLost`.
+        Called with the id of the request, the event and the pixels of a slice. The last call carries
+        `EngineLost`.
     on_log
         Called with each line of the engine's log.
 
@@ -79,6 +89,7 @@ class Client:
         self._on_log = on_log
         self._ids = count(1)
         self._closing = False
+        self._killed = False
         self._log: deque[str] = deque(maxlen=40)
         self._outbox: queue.SimpleQueue[tuple[int, Request] | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(
@@ -110,8 +121,7 @@ class Client:
     def kill(self) -> None:
         """End the engine at once."""
         self._closing = True
-        with contextlib.suppress(OSError):
-            self._process.kill()
+        self._kill()
 
     def close(self, timeout: float = 10.0) -> None:
         """Ask the engine to save and end; kill it when it has not ended after `timeout` seconds. Waits."""
@@ -121,7 +131,7 @@ class Client:
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
             self._process.wait()
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -150,14 +160,33 @@ class Client:
                     self._on_event(*frame)
             except (ProtocolError, OSError) as error:
                 broken = str(error)
-                self._process.kill()
-        self._outbox.put(None)
-        code = self._process.wait()
-        self._threads[1].join(2.0)
-        cause = describe_exit(code)
-        if broken and code >= 0:
+            self._outbox.put(None)
+            # an engine that dies within a frame breaks it, too: its own end says more than the frame
+            try:
+                code = self._process.wait(1.0 if broken else ENDING_SECONDS)
+                cause = describe_exit(code)
+            except subprocess.TimeoutExpired:
+                broken = broken or "it closed its side of the pipe and went on"
+                code = 0
+                self._kill()
+                self._process.wait()
+        if broken and code == 0:
             cause = f"the engine's answer was broken: {broken}"
+        elif self._killed:
+            cause = "the engine was ended by this program"
+        self._threads[1].join(2.0)
         self._on_event(0, EngineLost(cause, tuple(self._log), self._closing), None)
+
+    def _kill(self) -> None:
+        """Kill the engine and what it has started, as the shell or srun in front of it."""
+        if self._process.poll() is not None:
+            return
+        self._killed = True
+        with contextlib.suppress(OSError):
+            if sys.platform == "win32":
+                self._process.kill()
+            else:
+                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def describe_exit(code: int) -> str:

@@ -8,14 +8,16 @@ A frame on the pipe is
     header    JSON: `{"id": int, "message": {"type": ..., ...}, "shape": [rows, columns] | null}`
     pixels    float32 little-endian, C order, of that shape
 
-The window chooses the id of a request; every event that belongs to it carries the same id, and each request is ended
-by exactly one `Finished` or `Failed`. Id 0 belongs to no request. Unknown fields and types are refused.
+The window chooses the id of a request; every event that belongs to it carries the same id, and each request
+is ended by exactly one `Finished` or `Failed`. Id 0 belongs to no request. Unknown fields and types are
+refused.
 """
 
 from __future__ import annotations
 
+import math
 import struct
-from typing import BinaryIO
+from typing import IO
 
 import msgspec
 import numpy as np
@@ -40,10 +42,10 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A message; its type name is its tag."""
 
 
-# --- settings, shared by the window, the command line and the provenance of every result ---------------------------
+# --- settings, shared by the window, the command line and the provenance of every result ----------
 
 
-class ReconstructSettings(_Record):
+class ReconstructSettings(_Record, frozen=True):
     """How to reconstruct.
 
     `method` is one of "fbp", "cgls", "tv" (CT), "zerofilled", "sense" (MRI), "deq" (both).
@@ -68,7 +70,7 @@ class ReconstructSettings(_Record):
     """First slice and one past the last; None takes all."""
 
 
-class FineTuneSettings(_Record):
+class FineTuneSettings(_Record, frozen=True):
     """How to adapt the equilibrium model to scans."""
 
     steps: int = 0
@@ -88,10 +90,10 @@ class FineTuneSettings(_Record):
     """Checkpoint to continue, bit for bit; its own settings win, but for `steps` and `minutes`."""
 
 
-# --- facts about what the engine holds ------------------------------------------------------------------------------
+# --- facts about what the engine holds ------------------------------------------------------------
 
 
-class MatchFact(_Record):
+class MatchFact(_Record, frozen=True):
     """Which part of the file was taken for which role, and why."""
 
     role: str
@@ -100,7 +102,7 @@ class MatchFact(_Record):
     reason: str
 
 
-class ScanFacts(_Record):
+class ScanFacts(_Record, frozen=True):
     """An opened scan."""
 
     scan: str
@@ -122,7 +124,7 @@ class ScanFacts(_Record):
     """Methods of `ReconstructSettings` that suit this scan, quickest first; the first is the analytic one."""
 
 
-class ResultFacts(_Record):
+class ResultFacts(_Record, frozen=True):
     """A finished, or stopped and kept, reconstruction."""
 
     result: str
@@ -150,16 +152,16 @@ class ResultFacts(_Record):
     """99.8th percentile over the volume."""
 
 
-# --- requests -------------------------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True):
     """First request: the versions must be equal."""
 
     version: int = VERSION
 
 
-class Open(_Message):
+class Open(_Message, frozen=True):
     """Read a scan. Answered by `Opened`."""
 
     path: str
@@ -167,7 +169,7 @@ class Open(_Message):
     """Rotation centre; None takes the file's, or finds it."""
 
 
-class Reconstruct(_Message):
+class Reconstruct(_Message, frozen=True):
     """Reconstruct a scan. Answered by `Started`, then `Step` after each iterate, then `Reconstructed`."""
 
     scan: str
@@ -176,17 +178,23 @@ class Reconstruct(_Message):
     """Slice (index in the scan) whose iterates are kept for looking at while it runs and afterwards."""
 
 
-class FineTune(_Message):
+class FineTune(_Message, frozen=True):
     """Adapt the equilibrium model. Answered by `Trained` after each step, then `Tuned`."""
 
     scans: tuple[str, ...]
     settings: FineTuneSettings
     out: str
-    """Path of the weights to write (.safetensors); saved at intervals, on cancel and when the window goes away."""
+    """Path of the weights to write (.safetensors).
+
+    Saved at intervals, on cancel and when the window goes away.
+    """
 
 
-class ReadSlice(_Message):
-    """Ask for one slice of a result, or of a run's iterate. Answered by `Slice` at once, also while a job runs."""
+class ReadSlice(_Message, frozen=True):
+    """Ask for one slice of a result, or of a run's iterate.
+
+    Answered by `Slice` at once, also while a job runs.
+    """
 
     result: str
     index: int
@@ -195,7 +203,7 @@ class ReadSlice(_Message):
     """Solver step of the iterate to look at; None reads the result."""
 
 
-class Export(_Message):
+class Export(_Message, frozen=True):
     """Write a result to a file or folder. Answered by `Exported`."""
 
     result: str
@@ -204,34 +212,37 @@ class Export(_Message):
     """"tiff" or "dicom"."""
 
 
-class Cancel(_Message):
-    """Stop a job at its next iterate or step; with `keep`, the iterate or the weights so far become its result."""
+class Cancel(_Message, frozen=True):
+    """Stop a job at its next iterate or step.
+
+    With `keep`, the iterate or the weights so far become its result.
+    """
 
     job: int
     keep: bool = False
 
 
-class GetStatus(_Message):
+class GetStatus(_Message, frozen=True):
     """Ask for `Status`; also the heartbeat."""
 
 
-class Forget(_Message):
+class Forget(_Message, frozen=True):
     """Drop a scan or result."""
 
     key: str
 
 
-class Quit(_Message):
+class Quit(_Message, frozen=True):
     """Save what is running and end."""
 
 
 Request = Hello | Open | Reconstruct | FineTune | ReadSlice | Export | Cancel | GetStatus | Forget | Quit
 
 
-# --- events ---------------------------------------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------------------
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True):
     """Answer to `Hello`."""
 
     version: int
@@ -243,7 +254,7 @@ class Ready(_Message):
     threads: int
 
 
-class Status(_Message):
+class Status(_Message, frozen=True):
     """Memory and work of the engine."""
 
     device: str
@@ -257,13 +268,13 @@ class Status(_Message):
     """Id of the running job."""
 
 
-class Opened(_Message):
+class Opened(_Message, frozen=True):
     """A scan is open."""
 
     facts: ScanFacts
 
 
-class Working(_Message):
+class Working(_Message, frozen=True):
     """Progress of a job in units of its own."""
 
     stage: str
@@ -271,7 +282,7 @@ class Working(_Message):
     total: int
 
 
-class Started(_Message):
+class Started(_Message, frozen=True):
     """A reconstruction has begun; `run` is the id under which its iterates and its result are kept."""
 
     run: str
@@ -282,7 +293,7 @@ class Started(_Message):
     """Largest number of iterations; 1 for a direct method."""
 
 
-class Step(_Message):
+class Step(_Message, frozen=True):
     """One finished solver iterate on the preview slice, ready to be read with `ReadSlice`."""
 
     run: str
@@ -293,13 +304,13 @@ class Step(_Message):
     """||T(x) - x|| / ||T(x)||."""
 
 
-class Reconstructed(_Message):
+class Reconstructed(_Message, frozen=True):
     """A reconstruction is done."""
 
     facts: ResultFacts
 
 
-class Trained(_Message):
+class Trained(_Message, frozen=True):
     """One finished optimiser step."""
 
     step: int
@@ -314,7 +325,7 @@ class Trained(_Message):
     """Since the start of the job."""
 
 
-class Tuned(_Message):
+class Tuned(_Message, frozen=True):
     """Adapted weights were written."""
 
     path: str
@@ -325,7 +336,7 @@ class Tuned(_Message):
     """Whether it was stopped before its limit."""
 
 
-class Slice(_Message):
+class Slice(_Message, frozen=True):
     """Pixels of one slice `(y, x)` follow the header."""
 
     result: str
@@ -338,7 +349,7 @@ class Slice(_Message):
     """99.8th percentile of this slice."""
 
 
-class Exported(_Message):
+class Exported(_Message, frozen=True):
     """Files were written, read back and compared."""
 
     path: str
@@ -346,14 +357,14 @@ class Exported(_Message):
     bytes: int
 
 
-class Finished(_Message):
+class Finished(_Message, frozen=True):
     """The request is done."""
 
     seconds: float = 0.0
     cancelled: bool = False
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True):
     """The request is done and did not succeed."""
 
     kind: str
@@ -383,7 +394,7 @@ Event = (
 Pixels = NDArray[np.float32]
 
 
-# --- framing --------------------------------------------------------------------------------------------------------
+# --- framing --------------------------------------------------------------------------------------
 
 
 class _RequestHeader(msgspec.Struct, forbid_unknown_fields=True):
@@ -400,10 +411,11 @@ class _EventHeader(msgspec.Struct, forbid_unknown_fields=True):
 
 _encoder = msgspec.json.Encoder()
 _request_decoder = msgspec.json.Decoder(_RequestHeader)
-_event_decoder = msgspec.json.Decoder(_EventHeader)
+# not strict: JSON has no number for a residual that is not finite; it travels as "nan", "inf" or "-inf"
+_event_decoder = msgspec.json.Decoder(_EventHeader, strict=False)
 
 
-def write(stream: BinaryIO, job: int, message: Request | Event, pixels: Pixels | None = None) -> None:
+def write(stream: IO[bytes], job: int, message: Request | Event, pixels: Pixels | None = None) -> None:
     """Write one frame and flush.
 
     Parameters
@@ -414,15 +426,18 @@ def write(stream: BinaryIO, job: int, message: Request | Event, pixels: Pixels |
     Raises
     ------
     ValueError
-        The header or the pixels exceed the size limits of the protocol.
+        The header or the pixels exceed the size limits, or the pixels are not two-dimensional.
     """
+    if pixels is not None and pixels.ndim != 2:
+        raise ValueError(f"pixels of shape {pixels.shape} are not a slice (y, x)")
     shape = None if pixels is None else (int(pixels.shape[0]), int(pixels.shape[1]))
     header: _RequestHeader | _EventHeader
     if isinstance(message, Request):
         header = _RequestHeader(job, message, shape)
+        head = _encoder.encode(msgspec.to_builtins(header, enc_hook=_plain))
     else:
         header = _EventHeader(job, message, shape)
-    head = _encoder.encode(header)
+        head = _encoder.encode(_spell_floats(msgspec.to_builtins(header, enc_hook=_plain)))
     body = b"" if pixels is None else np.ascontiguousarray(pixels, dtype="<f4").tobytes()
     if len(head) > MAX_HEADER or len(body) > MAX_PIXELS:
         raise ValueError(f"frame of {len(head)} + {len(body)} bytes exceeds {MAX_HEADER} + {MAX_PIXELS}")
@@ -432,7 +447,7 @@ def write(stream: BinaryIO, job: int, message: Request | Event, pixels: Pixels |
     stream.flush()
 
 
-def read_request(stream: BinaryIO) -> tuple[int, Request] | None:
+def read_request(stream: IO[bytes]) -> tuple[int, Request] | None:
     """Return id and request of the next frame, or None where the stream has ended.
 
     Raises
@@ -452,7 +467,7 @@ def read_request(stream: BinaryIO) -> tuple[int, Request] | None:
     return header.id, header.message
 
 
-def read_event(stream: BinaryIO) -> tuple[int, Event, Pixels | None] | None:
+def read_event(stream: IO[bytes]) -> tuple[int, Event, Pixels | None] | None:
     """Return id, event and pixels `(y, x)` float32 of the next frame, or None where the stream has ended.
 
     Raises
@@ -468,6 +483,8 @@ def read_event(stream: BinaryIO) -> tuple[int, Event, Pixels | None] | None:
     except msgspec.MsgspecError as error:
         raise ProtocolError(f"not an event: {error}") from error
     if header.shape is None:
+        if frame[1]:
+            raise ProtocolError(f"{len(frame[1])} bytes of pixels without a shape")
         return header.id, header.message, None
     rows, columns = header.shape
     if rows < 0 or columns < 0 or rows * columns * 4 != len(frame[1]):
@@ -475,7 +492,27 @@ def read_event(stream: BinaryIO) -> tuple[int, Event, Pixels | None] | None:
     return header.id, header.message, np.frombuffer(frame[1], dtype="<f4").reshape(rows, columns)
 
 
-def _read_frame(stream: BinaryIO) -> tuple[bytes, bytes] | None:
+def _plain(value: object) -> object:
+    """Return the plain value of what only looks plain: numpy's numbers and torch's version text."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, str):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be sent")
+
+
+def _spell_floats(value: object) -> object:
+    """Return the same tree of plain values, floats that are not finite as text; msgspec would write null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {name: _spell_floats(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spell_floats(item) for item in value]
+    return value
+
+
+def _read_frame(stream: IO[bytes]) -> tuple[bytes, bytes] | None:
     prefix = _read_exactly(stream, _PREFIX.size, may_end=True)
     if not prefix:
         return None
@@ -487,7 +524,7 @@ def _read_frame(stream: BinaryIO) -> tuple[bytes, bytes] | None:
     return _read_exactly(stream, head_size), _read_exactly(stream, body_size)
 
 
-def _read_exactly(stream: BinaryIO, size: int, *, may_end: bool = False) -> bytes:
+def _read_exactly(stream: IO[bytes], size: int, *, may_end: bool = False) -> bytes:
     parts: list[bytes] = []
     missing = size
     while missing:

@@ -1,0 +1,320 @@
+"""The command line of the engine: the same jobs as the window, and the server that the window talks to.
+
+Exit status: 0 done, 2 wrong input (one line on stderr), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import torch
+
+from equipoise_engine import __version__, jobs, protocol
+from equipoise_engine.device import choose_device, device_name
+from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
+from equipoise_engine.methods import METHODS
+from equipoise_engine.pretrain import PretrainSettings, pretrain
+from equipoise_engine.progress import Progress
+from equipoise_engine.server import failure, serve_standard_streams
+from equipoise_engine.volume import Store, Volume
+from equipoise_engine.weights import Checkpoint, write_checkpoint
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    faulthandler.enable()
+    try:
+        result: dict[str, Any] | None = arguments.run(arguments)
+    except (BadInput, Unsupported) as error:
+        _complain(error)
+        return 2
+    except KeyboardInterrupt:
+        _say("stopped")
+        return 1
+    except Exception as error:
+        logging.getLogger(__name__).debug("", exc_info=True)
+        told = failure(error)
+        _say(f"error: {told.message}" + (f" {told.hint}" if isinstance(error, EquipoiseError) else ""))
+        return 1
+    if result is not None:
+        _report(result, as_json=arguments.json)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells wrong arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="equipoise-engine", description="Reconstruct CT and MRI scans and adapt equilibrium models to them."
+    )
+    parser.add_argument("--version", action="version", version=f"equipoise-engine {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="log what happens")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve a window over stdin and stdout")
+    serve.set_defaults(run=_serve, json=False)
+
+    info = commands.add_parser("info", help="say what a scan is")
+    info.add_argument("path", type=Path)
+    _common(info, _info)
+
+    reconstruct = commands.add_parser("reconstruct", help="reconstruct a scan")
+    reconstruct.add_argument("path", type=Path)
+    reconstruct.add_argument("--method", required=True, choices=sorted(METHODS))
+    reconstruct.add_argument("--out", required=True, type=Path, help="FILE.tif, FILE.h5, or a folder for DICOM")
+    reconstruct.add_argument("--format", choices=("tiff", "dicom", "hdf5"), help="default: by the name of --out")
+    reconstruct.add_argument("--slices", type=_slices, metavar="A:B", help="first slice and one past the last")
+    reconstruct.add_argument("--model", metavar="FILE", help="weights; default: those that ship with the program")
+    reconstruct.add_argument("--iterations", type=int, default=0, help="largest number of iterations")
+    reconstruct.add_argument("--tolerance", type=float, default=0.0, help="stop below this fixed-point residual")
+    reconstruct.add_argument("--strength", type=float, default=0.0, help="regularisation strength (tv, sense)")
+    reconstruct.add_argument("--window", default="ram-lak", help="FBP filter window")
+    _undersampling(reconstruct)
+    _common(reconstruct, _reconstruct)
+
+    finetune = commands.add_parser("finetune", help="adapt the equilibrium model to scans, without ground truth")
+    finetune.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    finetune.add_argument("--out", required=True, type=Path, help="FILE.safetensors")
+    finetune.add_argument("--steps", type=int, default=0, help="number of optimiser steps in all")
+    finetune.add_argument("--minutes", type=float, default=0.0, help="time limit")
+    finetune.add_argument("--seed", type=int, default=0)
+    finetune.add_argument("--learning-rate", type=float, default=2e-4)
+    finetune.add_argument("--equivariance-weight", type=float, default=1.0)
+    finetune.add_argument("--batch", type=int, default=2, help="slices per step")
+    finetune.add_argument("--start", metavar="FILE", help="weights to start from")
+    finetune.add_argument("--resume", metavar="FILE", help="checkpoint to continue bit for bit")
+    _undersampling(finetune)
+    _common(finetune, _finetune)
+
+    training = commands.add_parser("pretrain", help="make starting weights from generated objects")
+    training.add_argument("modality", choices=("ct", "mri"))
+    training.add_argument("--out", required=True, type=Path, help="FILE.safetensors")
+    training.add_argument("--config", type=Path, help="JSON file with fields of the pretraining settings")
+    _common(training, _pretrain)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, run: Any) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    if run is not _pretrain and run is not _finetune:
+        parser.add_argument("--centre", type=float, metavar="COLUMN", help="rotation centre in detector columns (CT)")
+    if run is _finetune:
+        parser.add_argument("--centre", type=float, metavar="COLUMN", help="rotation centre of all scans (CT)")
+    parser.set_defaults(run=run)
+
+
+def _undersampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--views-every", type=int, default=1, metavar="K", help="use every K-th view (CT)")
+    parser.add_argument("--accelerate", type=int, default=1, metavar="R", help="keep one of R lines and the centre (MRI)")
+
+
+def _slices(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not colon or not first.isdigit() or not last.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form A:B")
+    return int(first), int(last)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    serve_standard_streams()
+
+
+def _info(arguments: argparse.Namespace) -> dict[str, Any]:
+    scan = jobs.open_path(arguments.path, arguments.centre, _silent)
+    facts = jobs.scan_facts("scan", scan)
+    return {
+        "kind": facts.kind,
+        "format": facts.format,
+        "shape": list(facts.shape),
+        "state": facts.state,
+        "geometry": dict(facts.geometry),
+        "matched": [msgspec.to_builtins(match) for match in facts.matched],
+        "warnings": list(facts.warnings),
+    }
+
+
+def _reconstruct(arguments: argparse.Namespace) -> dict[str, Any]:
+    form = arguments.format or _format_of(arguments.out)
+    began = time.monotonic()
+    scan = jobs.open_path(arguments.path, arguments.centre, _silent)
+    settings = protocol.ReconstructSettings(
+        method=arguments.method,
+        iterations=arguments.iterations,
+        tolerance=arguments.tolerance,
+        strength=arguments.strength,
+        window=arguments.window,
+        views_every=arguments.views_every,
+        accelerate=arguments.accelerate,
+        model=arguments.model,
+        slices=arguments.slices,
+    )
+    store = Store()
+    store.put_scan("scan", scan)
+    first, last = jobs.slice_range(settings, scan)
+    request = protocol.Reconstruct(scan="scan", settings=settings, preview_slice=(first + last) // 2)
+    steps: list[protocol.Step] = []
+    facts: list[protocol.ResultFacts] = []
+
+    def emit(event: protocol.Event) -> None:
+        match event:
+            case protocol.Step():
+                steps.append(event)
+            case protocol.Working() if not arguments.json:
+                _say(f"{event.stage} {event.done} of {event.total}")
+            case protocol.Reconstructed():
+                facts.append(event.facts)
+            case _:
+                pass
+
+    jobs.reconstruct(request, store, emit, _silent, choose_device())
+    done = facts[0]
+    volume: Volume = store.volume(done.result)
+    files = jobs.export_volume(volume, arguments.out, form, _silent)
+    return {
+        "method": done.method,
+        "outcome": done.outcome,
+        "iterations": done.iterations,
+        "data_residuals": [step.data_residual for step in steps] or [done.data_residual],
+        "fixed_point_residuals": [step.fixed_point_residual for step in steps],
+        "seconds": time.monotonic() - began,
+        "files": [str(file) for file in files],
+    }
+
+
+def _format_of(out: Path) -> str:
+    match out.suffix.lower():
+        case ".tif" | ".tiff":
+            return "tiff"
+        case ".h5" | ".hdf5" | ".nxs":
+            return "hdf5"
+        case "":
+            return "dicom"
+        case other:
+            raise BadInput(f"{out.name}: no format is known for {other!r}", "Use .tif, .h5 or a folder, or give --format.")
+
+
+def _finetune(arguments: argparse.Namespace) -> dict[str, Any]:
+    began = time.monotonic()
+    scans = tuple(jobs.open_path(path, arguments.centre, _silent) for path in arguments.paths)
+    settings = protocol.FineTuneSettings(
+        steps=arguments.steps,
+        minutes=arguments.minutes,
+        learning_rate=arguments.learning_rate,
+        equivariance_weight=arguments.equivariance_weight,
+        batch=arguments.batch,
+        views_every=arguments.views_every,
+        accelerate=arguments.accelerate,
+        seed=arguments.seed,
+        start=arguments.start,
+        resume=arguments.resume,
+    )
+
+    def emit(event: protocol.Event) -> None:
+        if isinstance(event, protocol.Trained) and not arguments.json:
+            terms = ", ".join(f"{name} {value:.3g}" for name, value in event.terms)
+            _say(f"step {event.step}: {terms} ({event.seconds:.0f} s)")
+
+    last = jobs.adapt(scans, settings, arguments.out, emit, _silent, choose_device())
+    return {
+        "steps": last.step,
+        "losses": last.manifest["losses"],
+        "seconds": time.monotonic() - began,
+        "file": str(arguments.out),
+    }
+
+
+def _pretrain(arguments: argparse.Namespace) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if arguments.config is not None:
+        try:
+            values = json.loads(arguments.config.read_text())
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{arguments.config}: not a readable JSON file: {error}") from error
+    try:
+        settings = msgspec.convert(values | {"modality": arguments.modality}, PretrainSettings)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"{arguments.config}: {error}") from error
+    device = choose_device()
+    began = time.monotonic()
+
+    def watch(progress: Progress) -> None:
+        frequent = progress.stage == "denoise" and progress.step % 50
+        if progress.stage in ("denoise", "train") and not frequent and not arguments.json:
+            terms = ", ".join(f"{name} {value:.3g}" for name, value in progress.terms)
+            _say(f"{progress.stage} {progress.step} of {progress.total}: {terms} ({time.monotonic() - began:.0f} s)")
+
+    manifest = {
+        "program": f"Equipoise {__version__}",
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "licence": "BSD-3-Clause",
+    }
+
+    def keep(checkpoint: Checkpoint) -> None:
+        write_checkpoint(checkpoint, arguments.out)
+
+    done = pretrain(settings, manifest=manifest, device=device, keep=keep, watch=watch)
+    write_checkpoint(done, arguments.out)
+    return {
+        "steps": len(done.manifest.get("losses", [])),
+        "seconds": time.monotonic() - began,
+        "file": str(arguments.out),
+    }
+
+
+def _silent(progress: Progress) -> None:
+    return None
+
+
+def _report(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
+        return
+    for key, value in result.items():
+        match value:
+            case dict():
+                sys.stdout.write(f"{key}:\n" + "".join(f"  {name}: {text}\n" for name, text in value.items()))
+            case [dict(), *_]:
+                sys.stdout.write(f"{key}:\n")
+                for entry in value:
+                    sys.stdout.write(f"  {entry['role']}: {entry['source']} ({entry['reason']})\n")
+            case [_, _, _, *_] if key in ("data_residuals", "fixed_point_residuals", "losses"):
+                sys.stdout.write(f"{key}: {value[0]:.4g} ... {value[-1]:.4g}\n")
+            case list():
+                sys.stdout.write(f"{key}: {', '.join(str(entry) for entry in value) or 'none'}\n")
+            case float():
+                sys.stdout.write(f"{key}: {value:.4g}\n")
+            case _:
+                sys.stdout.write(f"{key}: {value}\n")
+
+
+def _complain(error: EquipoiseError) -> None:
+    sentence = error.message if error.message.endswith((".", "!")) or not error.hint else f"{error.message}."
+    _say(" ".join(f"error: {sentence} {error.hint}".split()))
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

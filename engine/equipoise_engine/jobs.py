@@ -1,0 +1,482 @@
+"""The jobs of the engine as plain functions of a request, the store, a way to report and a watch."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from equipoise_resources import weights_path
+
+from equipoise_engine import __version__, protocol
+from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match, MriAcquisition, content_hash
+from equipoise_engine.errors import BadInput
+from equipoise_engine.finetune import TrainSettings, draw_from, finetune
+from equipoise_engine.formats import read
+from equipoise_engine.formats.dicom import write_dicom
+from equipoise_engine.formats.nexus import write_hdf5
+from equipoise_engine.formats.tiff import write_tiff
+from equipoise_engine.measured import Measured, Undersampling, measure
+from equipoise_engine.methods import is_direct, methods_for, run, with_defaults
+from equipoise_engine.model import EquilibriumModel
+from equipoise_engine.preprocess.centre import find_centre
+from equipoise_engine.progress import Cancelled, Progress, Watch
+from equipoise_engine.volume import Iterates, Store, Volume
+from equipoise_engine.weights import Checkpoint, read_checkpoint, write_checkpoint
+
+Emit = Callable[[protocol.Event], None]
+
+BATCH = 8
+"""Slices reconstructed together."""
+TRAINING_SLICES = 64
+"""Largest number of slices of one scan that training draws from; more are thinned evenly."""
+
+
+class StopAndKeep(Cancelled):
+    """Raised by a watch where the user wants what there is so far."""
+
+
+def open_scan(request: protocol.Open, store: Store, emit: Emit, watch: Watch) -> None:
+    """Read a scan, find its rotation centre where it has none, keep it in the store and emit `Opened`."""
+    key = store.new_id("scan")
+    scan = open_path(Path(request.path), request.centre_px, watch)
+    store.put_scan(key, scan)
+    emit(protocol.Opened(facts=scan_facts(key, scan)))
+
+
+def open_path(path: Path, centre_px: float | None, watch: Watch) -> Acquisition:
+    """Return the scan at `path` with a known rotation centre. Raises BadInput or Unsupported."""
+    watch(Progress("read", 1, 2))
+    scan = read(path, centre_px=centre_px)
+    watch(Progress("centre", 2, 2))
+    if isinstance(scan, CtAcquisition) and scan.geometry.centre_px is None:
+        found = find_centre(scan)
+        scan = replace(
+            scan,
+            geometry=replace(scan.geometry, centre_px=found.centre_px),
+            matched=(*scan.matched, Match("rotation centre", "found in the projections", (), found.text)),
+        )
+    return scan
+
+
+def scan_facts(key: str, scan: Acquisition) -> protocol.ScanFacts:
+    """Return what the window and `info` show of a scan."""
+    match scan:
+        case CtAcquisition():
+            kind, geometry = "ct", _ct_geometry(scan)
+        case MriAcquisition():
+            kind, geometry = "mri", _mri_geometry(scan)
+    return protocol.ScanFacts(
+        scan=key,
+        path=str(scan.path),
+        kind=kind,
+        format=scan.format,
+        state=scan.state.value,
+        shape=scan.shape,
+        slices=scan.slices,
+        geometry=geometry,
+        matched=tuple(
+            protocol.MatchFact(role=m.role, source=m.source, shape=m.shape, reason=m.reason) for m in scan.matched
+        ),
+        warnings=scan.warnings,
+        methods=methods_for(scan),
+    )
+
+
+def reconstruct(
+    request: protocol.Reconstruct, store: Store, emit: Emit, watch: Watch, device: torch.device
+) -> None:
+    """Reconstruct a scan slice by slice and emit `Started`, `Step` and `Reconstructed`.
+
+    The preview slice comes first, alone, and its iterates are kept in the store; the other slices follow in batches. Stopped and kept,
+    the best iterate of the preview slice becomes the result.
+    """
+    scan = store.scan(request.scan)
+    name = store.new_id("run")
+    began = time.monotonic()
+    first, last = slice_range(request.settings, scan)
+    preview = min(max(request.preview_slice, first), last - 1)
+    method, settings = with_defaults(request.settings, scan)
+    direct = is_direct(settings)
+    model = load_model(settings, scan, device)
+    emit(
+        protocol.Started(
+            run=name,
+            scan=request.scan,
+            settings=request.settings,
+            preview_slice=preview,
+            total=1 if direct else settings.iterations,
+        )
+    )
+    store.put_iterates(name, Iterates(preview))
+    newest: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    steps, residual = 0, math.nan
+
+    def watch_preview(progress: Progress) -> None:
+        nonlocal newest, steps, residual
+        if progress.iterate is not None and progress.data_residual is not None:
+            newest = progress.iterate[0].numpy()
+            steps, residual = progress.step, float(progress.data_residual[0])
+            store.add_iterate(name, steps, newest)
+            change = 0.0 if progress.fixed_point_residual is None else float(progress.fixed_point_residual[0])
+            emit(protocol.Step(run=name, step=steps, data_residual=residual, fixed_point_residual=change))
+        watch(progress)
+
+    pieces: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
+    outcomes: list[str] = []
+    residuals: list[float] = []
+    try:
+        for start, end in _batches(first, last, preview):
+            observed = watch_preview if start == preview and not direct else watch
+            done = run(scan, slice(start, end), settings, model, device, observed)
+            pieces[start] = done.image.numpy()
+            outcomes.append(done.outcome)
+            residuals.extend(done.data_residual.tolist())
+            if start == preview:
+                steps = done.iterations
+            emit(protocol.Working(stage="slices", done=len(residuals), total=last - first))
+            watch(Progress("slices", len(residuals), last - first))
+    except StopAndKeep:
+        if newest is None:
+            raise
+        pieces, outcomes, residuals = {preview: newest[None]}, ["stopped"], [residual]
+        first, last = preview, preview + 1
+    data = np.concatenate([pieces[start] for start in sorted(pieces)])
+    volume = Volume(
+        data=data,
+        voxel_mm=voxel_size(scan, data.shape[1:]),
+        modality="ct" if isinstance(scan, CtAcquisition) else "mri",
+        calibrated=scan.geometry.calibrated,
+        first_slice=first,
+        provenance={
+            "program": f"Equipoise {__version__}",
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": str(device),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "scan": scan.path.name,
+            "scan path": str(scan.path),
+            "rotation centre px": getattr(scan.geometry, "centre_px", None),
+            "method": settings.method,
+            "settings": msgspec.to_builtins(settings),
+            "outcome": _worst(outcomes),
+            "iterations": steps,
+            "data residual": float(np.mean(residuals)),
+        },
+    )
+    store.put_volume(name, volume)
+    low, high = contrast(data)
+    emit(
+        protocol.Reconstructed(
+            facts=protocol.ResultFacts(
+                result=name,
+                scan=request.scan,
+                method=settings.method,
+                label=method.label,
+                shape=(data.shape[0], data.shape[1], data.shape[2]),
+                first_slice=first,
+                voxel_mm=volume.voxel_mm,
+                calibrated=volume.calibrated,
+                unit=unit_of(volume),
+                outcome=_worst(outcomes),
+                iterations=steps,
+                data_residual=float(np.mean(residuals)),
+                seconds=time.monotonic() - began,
+                low=low,
+                high=high,
+            )
+        )
+    )
+
+
+def fine_tune(request: protocol.FineTune, store: Store, emit: Emit, watch: Watch, device: torch.device) -> None:
+    """Adapt the equilibrium model to scans, writing checkpoints to `request.out`; emit `Trained` and `Tuned`."""
+    scans = tuple(store.scan(key) for key in request.scans)
+    adapt(scans, request.settings, Path(request.out), emit, watch, device)
+
+
+def adapt(
+    scans: tuple[Acquisition, ...],
+    settings: protocol.FineTuneSettings,
+    out: Path,
+    emit: Emit,
+    watch: Watch,
+    device: torch.device,
+) -> Checkpoint:
+    """Adapt the equilibrium model to scans of one modality and return the last checkpoint, which lies at `out` too.
+
+    Raises
+    ------
+    BadInput
+        No or mixed scans, an unusable target, weights for another modality, or no limit.
+    """
+    if not scans:
+        raise BadInput("there is no scan to adapt to", "Open a scan first.")
+    modalities = {methods_for(scan) for scan in scans}
+    if len(modalities) > 1:
+        raise BadInput("CT and MRI scans cannot be adapted to together", "Choose scans of one kind.")
+    if not out.parent.is_dir():
+        raise BadInput(f"the folder {out.parent} of the weights does not exist", "Choose another folder.")
+    if settings.steps <= 0 and settings.minutes <= 0:
+        raise BadInput("neither a number of steps nor a time is given", "Give --steps or --minutes.")
+    if settings.batch < 1 or settings.learning_rate <= 0 or settings.equivariance_weight < 0:
+        raise BadInput(
+            f"batch {settings.batch}, learning rate {settings.learning_rate:g} and equivariance weight "
+            f"{settings.equivariance_weight:g} must be at least 1, above 0 and at least 0"
+        )
+    start, settings = _start(settings, scans[0])
+    undersampling = Undersampling(settings.views_every, settings.accelerate)
+    measured = tuple(_training_part(scan, undersampling, device, watch) for scan in scans)
+    manifest = {
+        "program": f"Equipoise {__version__}",
+        "torch": torch.__version__,
+        "device": str(device),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": msgspec.to_builtins(settings),
+        "scans": [{"name": scan.path.name, "sha256": content_hash(scan.path)} for scan in scans],
+        "start": {k: v for k, v in start.manifest.items() if k in ("pretrain", "scans", "settings", "program")},
+    }
+    began = time.monotonic()
+    stopped = False
+
+    def watch_training(progress: Progress) -> None:
+        if progress.stage == "train":
+            named = dict(progress.terms)
+            forward, backward = named.pop("forward steps"), named.pop("backward steps")
+            emit(
+                protocol.Trained(
+                    step=progress.step,
+                    total=progress.total,
+                    terms=tuple(named.items()),
+                    forward_steps=forward,
+                    backward_steps=backward,
+                    seconds=time.monotonic() - began,
+                )
+            )
+        watch(progress)
+
+    def keep(checkpoint: Checkpoint) -> None:
+        write_checkpoint(checkpoint, out)
+
+    try:
+        last = finetune(
+            start,
+            draw_from(measured, settings.batch),
+            TrainSettings(
+                steps=settings.steps,
+                seconds=settings.minutes * 60,
+                learning_rate=settings.learning_rate,
+                equivariance_weight=settings.equivariance_weight,
+                batch=settings.batch,
+                seed=settings.seed,
+            ),
+            manifest=manifest,
+            device=device,
+            keep=keep,
+            watch=watch_training,
+        )
+    except StopAndKeep:
+        last, stopped = read_checkpoint(out), True
+    emit(
+        protocol.Tuned(
+            path=str(out),
+            steps=last.step,
+            seconds=time.monotonic() - began,
+            losses=tuple(last.manifest["losses"]),
+            stopped=stopped,
+        )
+    )
+    return last
+
+
+def export(request: protocol.Export, store: Store, emit: Emit, watch: Watch) -> None:
+    """Write a result and emit `Exported`."""
+    files = export_volume(store.volume(request.result), Path(request.path), request.format, watch)
+    emit(
+        protocol.Exported(
+            path=request.path,
+            files=tuple(str(f) for f in files),
+            bytes=sum(f.stat().st_size for f in files),
+        )
+    )
+
+
+def export_volume(volume: Volume, path: Path, form: str, watch: Watch) -> list[Path]:
+    """Write a volume with the hash of its scan and return the files. Raises BadInput for an unknown format."""
+    scan = Path(str(volume.provenance.get("scan path", "")))
+    if scan.exists() and "scan sha256" not in volume.provenance:
+        volume = replace(volume, provenance=volume.provenance | {"scan sha256": content_hash(scan)})
+    match form:
+        case "tiff":
+            return write_tiff(volume, path, watch)
+        case "dicom":
+            return write_dicom(volume, path, watch)
+        case "hdf5":
+            return write_hdf5(volume, path, watch)
+        case _:
+            raise BadInput(f"unknown export format {form!r}", "Choose tiff, dicom or hdf5.")
+
+
+def read_slice(request: protocol.ReadSlice, store: Store) -> tuple[protocol.Slice, protocol.Pixels]:
+    """Return one slice of a result, or of the iterate nearest to the step asked for."""
+    step = None
+    if request.step is None:
+        volume = store.volume(request.result)
+        index = request.index - volume.first_slice
+        if not 0 <= index < volume.data.shape[0]:
+            raise BadInput(
+                f"slice {request.index} is not part of {request.result} "
+                f"({volume.first_slice} to {volume.first_slice + volume.data.shape[0] - 1})"
+            )
+        pixels = volume.data[index]
+    else:
+        kept = store.iterate_slice(request.result)
+        if kept is not None and kept != request.index:
+            raise BadInput(f"iterates of {request.result} are kept for slice {kept}, not {request.index}")
+        step, pixels = store.iterate(request.result, request.step)
+    low, high = contrast(pixels)
+    return protocol.Slice(result=request.result, index=request.index, step=step, low=low, high=high), pixels
+
+
+def contrast(pixels: np.ndarray[Any, np.dtype[np.float32]]) -> tuple[float, float]:
+    """Return the 1st and 99.8th percentile of the finite values, from a sample of at most a million."""
+    stride = max(1, pixels.size // 1_000_000)
+    sample = pixels.reshape(-1)[::stride]
+    sample = sample[np.isfinite(sample)]
+    if sample.size == 0:
+        return 0.0, 1.0
+    low, high = (float(v) for v in np.percentile(sample, (1, 99.8)))
+    return low, high if high > low else low + 1.0
+
+
+def slice_range(settings: protocol.ReconstructSettings, scan: Acquisition) -> tuple[int, int]:
+    """Return first slice and one past the last. Raises BadInput where they do not lie in the scan."""
+    if settings.slices is None:
+        return 0, scan.slices
+    first, last = settings.slices
+    if not 0 <= first < last <= scan.slices:
+        raise BadInput(f"slices {first}:{last} do not lie in 0:{scan.slices} of {scan.path.name}")
+    return first, last
+
+
+def load_model(
+    settings: protocol.ReconstructSettings, scan: Acquisition, device: torch.device
+) -> EquilibriumModel | None:
+    """Return the network for method "deq", from the file that is named or the one that ships; None for other methods."""
+    if settings.method != "deq":
+        return None
+    return _weights(settings.model, scan).model(device).eval()
+
+
+def voxel_size(scan: Acquisition, shape: tuple[int, ...]) -> tuple[float, float, float]:
+    """Return the voxel size `(slice, y, x)` in mm of images `(y, x)` of a scan."""
+    match scan:
+        case CtAcquisition():
+            return (scan.geometry.pixel_mm,) * 3
+        case MriAcquisition():
+            high, wide = scan.geometry.field_of_view_mm
+            return scan.geometry.slice_mm, high / shape[0], wide / shape[1]
+
+
+def unit_of(volume: Volume) -> str:
+    """Return the unit of the values of a volume, for people."""
+    if volume.modality == "mri":
+        return "a.u."
+    return "1/mm" if volume.calibrated else "1/pixel"
+
+
+def _weights(path: str | None, scan: Acquisition) -> Checkpoint:
+    kind = "ct" if isinstance(scan, CtAcquisition) else "mri"
+    checkpoint = read_checkpoint(weights_path(kind) if path is None else Path(path))
+    needed = 1 if kind == "ct" else 2
+    if checkpoint.architecture.image_channels != needed:
+        raise BadInput(f"the weights in {path} are not for {kind.upper()} scans", "Choose others.")
+    return checkpoint
+
+
+def _start(
+    settings: protocol.FineTuneSettings, scan: Acquisition
+) -> tuple[Checkpoint, protocol.FineTuneSettings]:
+    """Return where training starts; a resumed one keeps its own settings but for the limits."""
+    if settings.resume is None:
+        return replace(_weights(settings.start, scan).without_training_state(), step=0), settings
+    checkpoint = _weights(settings.resume, scan)
+    if not checkpoint.optimiser:
+        raise BadInput(
+            f"{settings.resume} holds weights without the state of a training", "Start from it instead of resuming it."
+        )
+    own = msgspec.convert(checkpoint.manifest["settings"], protocol.FineTuneSettings)
+    return checkpoint, msgspec.structs.replace(own, steps=settings.steps, minutes=settings.minutes)
+
+
+def _training_part(
+    scan: Acquisition, undersampling: Undersampling, device: torch.device, watch: Watch
+) -> Measured:
+    """Prepare the slices of a scan that training draws from."""
+    stride = max(1, math.ceil(scan.slices / TRAINING_SLICES))
+    parts: list[Measured] = []
+    indices = range(stride // 2, scan.slices, stride)
+    if stride == 1 and isinstance(scan, CtAcquisition):
+        return measure(scan, slice(0, scan.slices), device, undersampling)
+    for done, index in enumerate(indices, start=1):
+        parts.append(measure(scan, slice(index, index + 1), device, undersampling))
+        watch(Progress("prepare", done, len(indices)))
+    return Measured(
+        torch.cat([part.y for part in parts]),
+        parts[0].physics.joined([part.physics for part in parts[1:]]),
+        parts[0].view_step_rad,
+    )
+
+
+def _batches(first: int, last: int, preview: int) -> list[tuple[int, int]]:
+    """Return the preview slice alone, then the rest in runs of at most BATCH."""
+    runs = [(preview, preview + 1)]
+    for low, high in ((first, preview), (preview + 1, last)):
+        runs += [(start, min(start + BATCH, high)) for start in range(low, high, BATCH)]
+    return runs
+
+
+def _worst(outcomes: list[str]) -> str:
+    for outcome in ("diverged", "max_steps", "stopped", "converged"):
+        if outcome in outcomes:
+            return outcome
+    return "direct"
+
+
+def _ct_geometry(scan: CtAcquisition) -> tuple[tuple[str, str], ...]:
+    geometry = scan.geometry
+    degrees = np.degrees(geometry.angle_rad)
+    centre = "unknown" if geometry.centre_px is None else f"column {geometry.centre_px:.2f}"
+    pixel = f"{geometry.pixel_mm:.6g} mm" if geometry.calibrated else "not given (lengths count pixels)"
+    return (
+        ("beam", "parallel"),
+        ("views", f"{degrees.size}"),
+        ("angles", f"{degrees.min():.3f} to {degrees.max():.3f} degrees"),
+        ("rotation centre", centre),
+        ("detector", f"{scan.shape[2]} columns, {scan.shape[1]} rows"),
+        ("pixel size", pixel),
+    )
+
+
+def _mri_geometry(scan: MriAcquisition) -> tuple[tuple[str, str], ...]:
+    geometry = scan.geometry
+    rows, columns = geometry.sampled.shape
+    high, wide = geometry.field_of_view_mm
+    share = float(geometry.sampled.mean())
+    extent = f"{high:.6g} x {wide:.6g} mm (y, x)" if geometry.calibrated else "not given (lengths count pixels)"
+    return (
+        ("sampling", "Cartesian, complete" if share == 1 else f"Cartesian, {100 * share:.0f} % of k-space"),
+        ("matrix", f"{rows} x {columns} (ky, kx)"),
+        ("coils", f"{scan.shape[1]}"),
+        ("slices", f"{scan.shape[0]}"),
+        ("field of view", extent),
+    )
+

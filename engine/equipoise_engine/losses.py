@@ -1,0 +1,64 @@
+"""Training losses that use measurements only. Each returns one value per sample, relative to the size of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from equipoise_engine.groups import rotate
+from equipoise_engine.operators import Physics
+
+Reconstruction = Callable[[Tensor, Physics], Tensor]
+"""f(y, physics)"""
+
+
+def measurement_consistency(x_hat: Tensor, y: Tensor, physics: Physics) -> Tensor:
+    """Return <A x - y, W (A x - y)> / <y, W y> `(batch,)`.
+
+    Parameters
+    ----------
+    x_hat
+        Reconstruction f(y) `(batch, y, x)`.
+    y
+        Measurements `(batch, ...)`.
+    """
+    residual = physics.forward(x_hat) - y
+    return _inner(residual, physics.weight(residual)) / _inner(y, physics.weight(y))
+
+
+def equivariance(
+    x_hat: Tensor, physics: Physics, reconstruct: Reconstruction, *, angles: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """Return ||T_g x - f(A T_g x + e)||^2 / ||T_g x||^2 `(batch,)`: reconstruction commutes with turning the object.
+
+    The gradient flows through both T_g x and f. Source: D. Chen, J. Tachella, M. E. Davies 2021, arXiv:2103.14756, eq. 8;
+    with noise e: 2022, arXiv:2111.12855.
+
+    Parameters
+    ----------
+    x_hat
+        Reconstruction f(y) `(batch, y, x)`.
+    angles
+        Rotation of each sample `(batch,)` in radians.
+    noise
+        e, shaped as the measurements.
+    """
+    turned = _crop(rotate(x_hat, angles))
+    measured = physics.forward(turned)
+    again = reconstruct(measured if noise is None else measured + noise, physics)
+    return _inner(again - turned, again - turned) / _inner(turned, turned).detach()
+
+
+def _crop(image: Tensor) -> Tensor:
+    """Zero the image outside the disc about its centre that reaches its farther edges: a rotation maps the disc to itself."""
+    rows, columns = image.shape[-2:]
+    y = torch.arange(rows, device=image.device) - (rows - 1) / 2
+    x = torch.arange(columns, device=image.device) - (columns - 1) / 2
+    return image * ((y[:, None] ** 2 + x[None, :] ** 2) <= (max(rows, columns) / 2) ** 2)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    product = (a.conj() * b).real if a.is_complex() else a * b
+    return product.reshape(a.shape[0], -1).sum(1)

@@ -1,0 +1,134 @@
+"""From an acquisition to numbers that a reconstruction takes: measurements of some slices, and the physics that made them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from equipoise_engine.acquisition import Acquisition, CtAcquisition, MriAcquisition
+from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.errors import BadInput
+from equipoise_engine.mri import CartesianPhysics, undersampling_mask
+from equipoise_engine.operators import Physics
+from equipoise_engine.preprocess.attenuation import attenuation
+from equipoise_engine.preprocess.coils import coil_maps
+
+
+@dataclass(frozen=True)
+class Undersampling:
+    """Which part of a complete scan to use, as if it had been measured with less.
+
+    Parameters
+    ----------
+    views_every
+        Every k-th view (CT).
+    accelerate
+        One of R phase-encoding lines, and the centre (MRI).
+    """
+
+    views_every: int = 1
+    accelerate: int = 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measurements of some slices and the physics that made them.
+
+    Parameters
+    ----------
+    y
+        CT `(slice, view, column)` float32, dimensionless; MRI `(slice, coil, ky, kx)` complex64.
+    physics
+        For all these slices.
+    view_step_rad
+        Spacing of equally spaced CT views, whose multiples are no useful rotations; None otherwise.
+    """
+
+    y: Tensor
+    physics: Physics
+    view_step_rad: float | None = None
+
+    def select(self, slices: Tensor) -> Measured:
+        """Return a part of the slices; `slices (batch,)` int64 indexes them."""
+        return Measured(self.y[slices], self.physics.select(slices), self.view_step_rad)
+
+
+def measure(
+    scan: Acquisition, slices: slice, device: torch.device, undersampling: Undersampling | None = None
+) -> Measured:
+    """Return prepared measurements of the slices, undersampled where asked.
+
+    Raises
+    ------
+    BadInput
+        The undersampling does not fit the scan, the rotation centre is unknown, or the values cannot be used.
+    """
+    wanted = undersampling or Undersampling()
+    match scan:
+        case CtAcquisition():
+            return _measure_ct(scan, slices, device, wanted)
+        case MriAcquisition():
+            return _measure_mri(scan, slices, device, wanted)
+
+
+def kspace_of(scan: MriAcquisition, slices: slice, undersampling: Undersampling) -> tuple[Tensor, Tensor]:
+    """Return undersampled k-space `(slice, coil, ky, kx)` complex64 and its mask `(ky, kx)` bool.
+
+    Raises
+    ------
+    BadInput
+        The acceleration does not fit the scan, or values are not finite.
+    """
+    if undersampling.views_every != 1:
+        raise BadInput("an MRI scan has no views to leave out", "Use an acceleration instead.")
+    kspace = np.asarray(scan.kspace[slices], dtype=np.complex64)
+    if not np.isfinite(kspace).all():
+        first = [int(i) for i in np.argwhere(~np.isfinite(kspace))[0]]
+        raise BadInput(
+            f"{scan.path.name}: {int((~np.isfinite(kspace)).sum())} k-space values are not finite, the first at "
+            f"(slice, coil, ky, kx) = {first}"
+        )
+    mask = scan.geometry.sampled
+    if undersampling.accelerate != 1:
+        mask = undersampling_mask(mask, undersampling.accelerate)
+    return torch.from_numpy(kspace * mask), torch.from_numpy(np.ascontiguousarray(mask))
+
+
+def _measure_ct(scan: CtAcquisition, slices: slice, device: torch.device, wanted: Undersampling) -> Measured:
+    if wanted.accelerate != 1:
+        raise BadInput("a CT scan has no phase-encoding lines to leave out", "Leave out views instead.")
+    views = scan.projections.shape[0]
+    if not 1 <= wanted.views_every <= views // 2:
+        raise BadInput(f"every {wanted.views_every}-th of {views} views: the step must lie in 1 to {views // 2}")
+    sinograms = attenuation(scan, slices)[:, :: wanted.views_every]
+    angles = scan.geometry.angle_rad[:: wanted.views_every]
+    columns = sinograms.shape[-1]
+    size = columns + 2 * (columns // 4) if is_truncated(sinograms) else columns
+    physics = ParallelBeamPhysics(replace(scan.geometry, angle_rad=angles), columns, size)
+    y = torch.from_numpy(np.ascontiguousarray(sinograms)).to(device)
+    return Measured(y, physics, _equal_step(angles))
+
+
+def is_truncated(sinograms: NDArray[np.float32]) -> bool:
+    """Whether the object reaches beyond the detector: an edge of `(slice, view, column)` sees over 10 % of the usual peak."""
+    edge = max(1, sinograms.shape[-1] // 50)
+    peak = float(np.median(sinograms.max(axis=-1)))
+    left, right = np.median(sinograms[..., :edge]), np.median(sinograms[..., -edge:])
+    return bool(max(left, right) > 0.1 * peak)
+
+
+def _equal_step(angles: NDArray[np.float64]) -> float | None:
+    steps = np.abs(np.diff(angles))
+    if steps.size == 0 or np.ptp(steps) > 0.05 * float(np.median(steps)):
+        return None
+    return float(np.median(steps))
+
+
+def _measure_mri(scan: MriAcquisition, slices: slice, device: torch.device, wanted: Undersampling) -> Measured:
+    kspace, mask = kspace_of(scan, slices, wanted)
+    maps = torch.stack([torch.from_numpy(coil_maps(one.numpy(), mask.numpy())) for one in kspace])
+    return Measured(kspace.to(device), CartesianPhysics(maps, mask).to(device))

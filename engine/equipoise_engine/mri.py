@@ -1,0 +1,118 @@
+"""Multi-coil Cartesian magnetic resonance imaging: A = M F S with sampling mask M, Fourier transform F and coil maps S."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from equipoise_engine.errors import BadInput
+from equipoise_engine.operators import Physics
+
+
+def centred_fft(image: Tensor) -> Tensor:
+    """Return the orthonormal Fourier transform over the last two axes, zero frequency at index n // 2."""
+    shifted = torch.fft.ifftshift(image, dim=(-2, -1))
+    return torch.fft.fftshift(torch.fft.fft2(shifted, norm="ortho"), dim=(-2, -1))
+
+
+def centred_ifft(kspace: Tensor) -> Tensor:
+    """Return the inverse of `centred_fft`."""
+    shifted = torch.fft.ifftshift(kspace, dim=(-2, -1))
+    return torch.fft.fftshift(torch.fft.ifft2(shifted, norm="ortho"), dim=(-2, -1))
+
+
+def root_sum_of_squares(kspace: Tensor) -> Tensor:
+    """Return the coil-combined magnitude `(batch, y, x)`, float, of k-space `(batch, coil, ky, kx)`.
+
+    Source: P. B. Roemer et al. 1990, doi:10.1002/mrm.1910160203.
+    """
+    return torch.linalg.vector_norm(centred_ifft(kspace), dim=1)
+
+
+def undersampling_mask(
+    sampled: NDArray[np.bool_], acceleration: int, *, centre_lines: int = 24, phase_axis: int = 0
+) -> NDArray[np.bool_]:
+    """Return which measured k-space positions `(ky, kx)` to keep: every R-th phase-encoding line and the centre.
+
+    Parameters
+    ----------
+    sampled
+        What was measured `(ky, kx)`.
+    acceleration
+        R; the lines kept outside the centre are those with `(line - n // 2) % R == 0`.
+    centre_lines
+        Number of central lines that are always kept, for the coil maps.
+    phase_axis
+        0 where lines are rows (ky), 1 where they are columns (kx).
+
+    Raises
+    ------
+    BadInput
+        R is below one or leaves no line outside the centre.
+    """
+    lines = sampled.shape[phase_axis]
+    if not 1 <= acceleration <= max(1, lines // 2):
+        raise BadInput(f"acceleration {acceleration} is outside 1 to {lines // 2} for {lines} phase-encoding lines")
+    offset = np.arange(lines) - lines // 2
+    keep = (offset % acceleration == 0) | ((offset >= -(centre_lines // 2)) & (offset < (centre_lines + 1) // 2))
+    return sampled & (keep[:, None] if phase_axis == 0 else keep[None, :])
+
+
+class CartesianPhysics(Physics):
+    """Multi-coil Cartesian sampling.
+
+    Images are complex `(batch, y, x)`; measurements are complex `(batch, coil, ky, kx)`, zero where not sampled.
+
+    Parameters
+    ----------
+    maps
+        Coil sensitivities `(batch, coil, y, x)`, complex64, with sum over coils of |s|^2 at most one.
+    mask
+        Sampled positions `(ky, kx)`, bool; the same for all slices.
+    """
+
+    complex_image = True
+
+    def __init__(self, maps: Tensor, mask: Tensor) -> None:
+        if tuple(mask.shape) != tuple(maps.shape[2:]):
+            raise BadInput(f"mask {tuple(mask.shape)} does not fit coil maps {tuple(maps.shape)}")
+        super().__init__(tuple(maps.shape[2:]), tuple(maps.shape[1:]))
+        self.maps = maps
+        self.mask = mask
+
+    def _maps(self, x: Tensor) -> Tensor:
+        maps = self.maps.to(x.dtype)
+        if maps.shape[0] not in (1, x.shape[0]):
+            raise BadInput(f"a batch of {x.shape[0]} does not fit the coil maps of {maps.shape[0]} slices")
+        return maps
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return centred_fft(self._maps(x) * x[:, None]) * self.mask
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return torch.sum(self._maps(y).conj() * centred_ifft(y * self.mask), dim=1)
+
+    def weight(self, residual: Tensor) -> Tensor:
+        """Return the residual: with these maps the spectrum of A^H A lies within [0, 1] already."""
+        return residual
+
+    def analytic(self, y: Tensor) -> Tensor:
+        """Return the zero-filled image, coils combined with their maps `(batch, y, x)`, complex."""
+        return self.adjoint(y)
+
+    def select(self, slices: Tensor) -> CartesianPhysics:
+        """Return the physics of a part of the batch."""
+        return self if self.maps.shape[0] == 1 else CartesianPhysics(self.maps[slices], self.mask)
+
+    def joined(self, others: Sequence[Physics]) -> CartesianPhysics:
+        """Return the physics with the coil maps of all; the mask is that of the scan."""
+        maps = [other.maps for other in others if isinstance(other, CartesianPhysics)]
+        return CartesianPhysics(torch.cat([self.maps, *maps]), self.mask)
+
+    def to(self, device: torch.device) -> CartesianPhysics:
+        """Return the physics with maps and mask on `device`."""
+        return CartesianPhysics(self.maps.to(device), self.mask.to(device))

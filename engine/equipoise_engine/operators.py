@@ -1,0 +1,195 @@
+"""Linear operators with exact adjoints, differentiable through their adjoint."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise_engine.errors import BadInput
+
+_Map = Callable[[Tensor], Tensor]
+
+
+class _Apply(torch.autograd.Function):
+    """Apply a linear map; its gradient is the adjoint map, itself differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: _Map, adjoint: _Map) -> Tensor:
+        ctx.maps = (run, adjoint)
+        return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        run, adjoint = ctx.maps
+        return _Apply.apply(gradients[0], adjoint, run), None, None
+
+
+class LinearOperator(ABC):
+    """A linear map A between batches of arrays.
+
+    A subclass computes `_forward` and `_adjoint`, which need not be differentiable; `forward` and `adjoint` are, because the
+    gradient of a linear map is its adjoint.
+
+    Parameters
+    ----------
+    domain, range
+        Shape of one sample before and after the operator, without the batch axis.
+    """
+
+    def __init__(self, domain: tuple[int, ...], range: tuple[int, ...]) -> None:  # noqa: A002 - the field's term
+        self.domain = domain
+        self.range = range
+
+    @abstractmethod
+    def _forward(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _adjoint(self, y: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return A x `(batch, *range)` for x `(batch, *domain)`. Raises BadInput for another shape."""
+        _check_shape(x, self.domain, "the operator's domain")
+        result: Tensor = _Apply.apply(x, self._forward, self._adjoint)
+        return result
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return A^H y `(batch, *domain)` for y `(batch, *range)`. Raises BadInput for another shape."""
+        _check_shape(y, self.range, "the operator's range")
+        result: Tensor = _Apply.apply(y, self._adjoint, self._forward)
+        return result
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return A x."""
+        return self.forward(x)
+
+    @property
+    def H(self) -> LinearOperator:  # noqa: N802 - the field's term
+        """The adjoint operator."""
+        return _Adjoint(self)
+
+    def __matmul__(self, other: LinearOperator) -> LinearOperator:
+        """Return the operator that applies `other`, then this one."""
+        return _Composition(self, other)
+
+
+class _Adjoint(LinearOperator):
+    def __init__(self, operator: LinearOperator) -> None:
+        super().__init__(operator.range, operator.domain)
+        self._operator = operator
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._operator._adjoint(x)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._operator._forward(y)
+
+
+class _Composition(LinearOperator):
+    def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
+        if inner.range != outer.domain:
+            raise BadInput(f"cannot compose: the inner operator gives {inner.range}, the outer takes {outer.domain}")
+        super().__init__(inner.domain, outer.range)
+        self._outer, self._inner = outer, inner
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._outer._forward(self._inner._forward(x))
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._inner._adjoint(self._outer._adjoint(y))
+
+
+class Physics(LinearOperator):
+    """The operator of an imaging modality: what a reconstruction method needs beside forward and adjoint.
+
+    A batch is a batch of slices. `weight` is a symmetric positive definite operator W on the measurements, so scaled that
+    ||A^H W A|| = 1: gradient steps of length one on 1/2 <A x - y, W (A x - y)> are stable, and W is chosen to make the
+    nonzero spectrum of A^H W A as flat as the sampling allows.
+    """
+
+    complex_image: bool
+    """Whether images are complex64 (MRI) or float32 (CT)."""
+
+    @abstractmethod
+    def weight(self, residual: Tensor) -> Tensor:
+        """Return W r `(batch, *range)`."""
+
+    @abstractmethod
+    def analytic(self, y: Tensor) -> Tensor:
+        """Return the direct reconstruction of y `(batch, *domain)`: filtered back-projection or zero-filled transform."""
+
+    @abstractmethod
+    def select(self, slices: Tensor) -> Physics:
+        """Return the physics of a part of the batch; `slices` `(batch,)` int64 indexes the batch axis."""
+
+    @abstractmethod
+    def joined(self, others: Sequence[Physics]) -> Physics:
+        """Return the physics of the slices of this one and of others of the same scan, one after the other."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Physics:
+        """Return the physics with its tensors on `device`."""
+
+    def framed(self, image: Tensor) -> Tensor:
+        """Return the part of an image `(batch, y, x)` that people look at; the rest only explains the measurements."""
+        return image
+
+    def gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return A^H W (A x - y) `(batch, *domain)`."""
+        return self.adjoint(self.weight(self.forward(x) - y))
+
+
+def norms(x: Tensor) -> Tensor:
+    """Return the Euclidean norm of each sample `(batch,)`, float64, for x `(batch, ...)`."""
+    flat = x.detach().reshape(x.shape[0], -1)
+    return torch.linalg.vector_norm(flat, dim=1).double()
+
+
+def operator_norm(apply: _Map, start: Tensor, *, steps: int = 30) -> float:
+    """Return the largest eigenvalue of a symmetric positive semidefinite map by power iteration.
+
+    Parameters
+    ----------
+    apply
+        The map, on tensors shaped as `start`.
+    start
+        `(batch, ...)`, not orthogonal to the leading eigenvector.
+    """
+    x = start
+    value = 0.0
+    for _ in range(steps):
+        x = x / torch.linalg.vector_norm(x)
+        x = apply(x)
+        value = float(torch.linalg.vector_norm(x))
+        if value == 0.0:
+            return 0.0
+    return value
+
+
+def adjoint_error(operator: LinearOperator, *, generator: torch.Generator, complex_values: bool, batch: int = 1) -> float:
+    """Return |<A x, y> - <x, A^H y>| / (||A x|| ||y||) in double precision for random x, y.
+
+    An exact pair stays below 50 eps sqrt(n), with n the number of values in x and y.
+    """
+    dtype = torch.complex128 if complex_values else torch.float64
+    x = torch.randn((batch, *operator.domain), dtype=dtype, generator=generator)
+    y = torch.randn((batch, *operator.range), dtype=dtype, generator=generator)
+    ax, ahy = operator.forward(x), operator.adjoint(y)
+    left, right = torch.sum(ax * y.conj()), torch.sum(x * ahy.conj())
+    scale = torch.linalg.vector_norm(ax) * torch.linalg.vector_norm(y)
+    return float(torch.abs(left - right) / scale)
+
+
+def adjoint_tolerance(operator: LinearOperator, batch: int = 1) -> float:
+    """Return the bound 50 eps sqrt(n) that an exact adjoint meets in double precision."""
+    size = batch * (math.prod(operator.domain) + math.prod(operator.range))
+    return 50 * torch.finfo(torch.float64).eps * math.sqrt(size)
+
+
+def _check_shape(x: Tensor, sample: tuple[int, ...], what: str) -> None:
+    if tuple(x.shape[1:]) != sample:
+        raise BadInput(f"an array of shape {tuple(x.shape)} does not fit {what} (batch, {', '.join(map(str, sample))})")

@@ -1,0 +1,407 @@
+"""The session with engine processes: the real one, and small ones that misbehave in a known way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from pytestqt.qtbot import QtBot
+
+from equipoise.session import Session
+from equipoise.settings import Settings, SettingsStore
+from equipoise.state import EnginePhase, JobPhase, State, active_jobs
+from equipoise.supervisor import Limits
+from equipoise_engine.protocol import FineTuneSettings, ReconstructSettings
+
+# It speaks the protocol; the name of the file that is opened says what it does.
+SMALL_ENGINE = Path(__file__).with_name("small_engine.py")
+
+QUICK = Limits(
+    heartbeat=0.05, answer=0.5, start=20.0, cancel=0.4, steady=10.0, delays=(0.05, 0.05, 0.1), losses=5
+)
+
+Make = Callable[..., Session]
+
+
+@pytest.fixture
+def make(qtbot: QtBot, tmp_path: Path) -> Iterator[Make]:
+    """Return a function that makes a session with an engine command; all are closed at the end."""
+    made: list[Session] = []
+
+    def build(*command: str, limits: Limits = QUICK) -> Session:
+        store = SettingsStore(tmp_path / f"settings-{len(made)}.ini")
+        store.save(Settings(engine_command=tuple(command)))
+        session = Session(store, limits)
+        made.append(session)
+        return session
+
+    yield build
+    for session in made:
+        with qtbot.waitSignal(session.closed, timeout=15_000):
+            session.close()
+
+
+@pytest.fixture
+def small() -> tuple[str, ...]:
+    """Command of the small engine."""
+    return (sys.executable, str(SMALL_ENGINE))
+
+
+@pytest.fixture
+def disc_scan(tmp_path: Path) -> Path:
+    """A simulated scan of a disc in the Data Exchange layout, 60 views of 4 slices, 64 columns."""
+    views, rows, columns = 60, 4, 64
+    offset = np.arange(columns) - (columns - 1) / 2
+    path_length = 2 * np.sqrt(np.maximum(20.0**2 - offset**2, 0.0))
+    counts = 1e4 * np.exp(-0.02 * path_length)
+    file = tmp_path / "disc.h5"
+    with h5py.File(file, "w") as stream:
+        stream["exchange/data"] = np.broadcast_to(counts, (views, rows, columns)).astype(np.float32)
+        stream["exchange/data_white"] = np.full((2, rows, columns), 1e4, np.float32)
+        stream["exchange/data_dark"] = np.zeros((2, rows, columns), np.float32)
+        stream["exchange/theta"] = np.linspace(0.0, 180.0, views, endpoint=False)
+    return file
+
+
+def until(qtbot: QtBot, session: Session, holds: Callable[[State], bool], seconds: float = 20.0) -> None:
+    qtbot.waitUntil(lambda: holds(session.state), timeout=round(seconds * 1000))
+
+
+def is_ready(state: State) -> bool:
+    return state.engine.phase is EnginePhase.READY
+
+
+def shows(pane: int, run: str | None = None, index: int | None = None) -> Callable[[State], bool]:
+    def holds(state: State) -> bool:
+        picture = state.panes[pane].picture
+        return (
+            picture is not None
+            and (run is None or picture.run == run)
+            and (index is None or picture.index == index)
+        )
+
+    return holds
+
+
+def quiet(state: State) -> bool:
+    return is_ready(state) and not active_jobs(state) and all(p.asked is None for p in state.panes)
+
+
+# --- small engines ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "cause"),
+    [
+        ("import sys; sys.exit(3)", "exit status 3"),
+        ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
+        ("import sys; sys.stdout.write('hello, world, I am no frame'); sys.stdout.flush()", "broken"),
+    ],
+)
+def test_engine_that_ends_is_started_again_and_given_up_at_last(
+    qtbot: QtBot, make: Make, script: str, cause: str
+) -> None:
+    session = make(sys.executable, "-c", script)
+    phases: list[tuple[EnginePhase, int]] = []
+    session.changed.connect(lambda old, new: phases.append((new.engine.phase, new.engine.restarts)))
+    session.start()
+    until(qtbot, session, lambda s: s.engine.phase is EnginePhase.STOPPED)
+    assert cause in session.state.engine.cause
+    assert any(cause in n.text and n.severity == "error" for n in session.state.notices)
+    assert "5 times in a row" in session.state.notices[-1].text
+    assert {n for p, n in phases if p is EnginePhase.RESTARTING} == {0, 1, 2, 3, 4}
+    session.open("/nowhere/scan.h5")
+    assert session.state.jobs == ()
+    assert "stopped" in session.state.notices[-1].text
+    # the user may try again, and that starts the count anew
+    session.restart_engine()
+    until(qtbot, session, lambda s: s.engine.phase is not EnginePhase.STOPPED)
+    until(qtbot, session, lambda s: s.engine.phase is EnginePhase.STOPPED)
+
+
+def test_command_that_does_not_exist_is_named(qtbot: QtBot, make: Make) -> None:
+    session = make("/no/such/engine")
+    session.start()
+    until(qtbot, session, lambda s: s.engine.phase is EnginePhase.STOPPED)
+    assert "'/no/such/engine' cannot be started" in session.state.engine.cause
+
+
+def test_engine_that_is_never_ready_is_ended(qtbot: QtBot, make: Make) -> None:
+    limits = replace(QUICK, start=0.3, losses=1)
+    session = make(sys.executable, "-c", "import time; time.sleep(600)", limits=limits)
+    session.start()
+    session.open("/data/a.h5")
+    until(qtbot, session, lambda s: s.engine.phase is EnginePhase.STOPPED)
+    assert "not ready after 0.3 s" in session.state.engine.cause
+    assert session.state.jobs[0].phase is JobPhase.FAILED
+
+
+def test_engine_of_another_version_is_refused_with_its_words(
+    qtbot: QtBot, make: Make, small: tuple[str, ...]
+) -> None:
+    session = make(*small, "old", limits=replace(QUICK, losses=1))
+    session.start()
+    until(qtbot, session, lambda s: s.engine.phase is EnginePhase.STOPPED)
+    assert "the window speaks protocol 1, this engine 0" in session.state.engine.cause
+
+
+def test_engine_that_does_not_answer_is_ended(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
+    session = make(*small)
+    session.start()
+    until(qtbot, session, is_ready)
+    session.open("/data/stuck.h5")
+    until(qtbot, session, lambda s: s.engine.phase is EnginePhase.RESTARTING)
+    assert session.state.engine.cause == "the engine did not answer for 0.5 s"
+    assert session.state.jobs[0].phase is JobPhase.FAILED
+    until(qtbot, session, is_ready)
+
+
+def test_opened_scan_is_shown_at_once_and_scrolls(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
+    session = make(*small)
+    session.start()
+    session.open("/data/a.h5")
+    until(qtbot, session, shows(0, "run-2", 2))
+    assert [j.kind for j in session.state.jobs] == ["open", "reconstruct"]
+    assert session.settings.recent == ("/data/a.h5",)
+    for index in (3, 4, 0, 1):
+        session.set_slice(index)
+    until(qtbot, session, shows(0, "run-2", 1))
+    picture = session.state.panes[0].picture
+    assert picture is not None
+    assert (picture.pixels == 1).all()
+
+
+def test_one_slice_per_pane_is_under_way_and_the_last_wish_wins(
+    qtbot: QtBot, make: Make, small: tuple[str, ...]
+) -> None:
+    session = make(*small)
+    session.start()
+    session.open("/data/a.h5")
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s))
+    asked: list[int] = []
+
+    def note(old: State, new: State) -> None:
+        if new.panes[0].asked is not None and new.panes[0].asked != old.panes[0].asked:
+            asked.append(new.panes[0].asked)
+
+    session.changed.connect(note)
+    for index in (3, 4, 3, 0, 4, 3, 0, 1):
+        session.set_slice(index)
+    assert len(asked) == 1
+    until(qtbot, session, shows(0, index=1))
+    assert len(asked) == 2
+
+
+def test_views_that_change_the_state_see_changes_in_order(
+    qtbot: QtBot, make: Make, small: tuple[str, ...]
+) -> None:
+    session = make(*small)
+    seen: list[tuple[State, State]] = []
+
+    def meddle(old: State, new: State) -> None:
+        if len(new.panes) == 3:
+            session.set_pane_count(4)
+
+    session.changed.connect(meddle)
+    session.changed.connect(lambda old, new: seen.append((old, new)))
+    session.set_pane_count(3)
+    assert len(session.state.panes) == 4
+    for (_, earlier), (later, _) in pairwise(seen):
+        assert earlier is later
+    assert seen[-1][1] is session.state
+
+
+def test_scan_that_ends_the_engine_is_not_opened_again_but_others_are(
+    qtbot: QtBot, make: Make, small: tuple[str, ...]
+) -> None:
+    session = make(*small)
+    session.start()
+    session.open("/data/a.h5")
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s))
+    before = session.state.panes[0].picture
+    session.open("/data/deadly.h5")
+    until(qtbot, session, lambda s: s.engine.phase is not EnginePhase.READY)
+    state = session.state
+    assert "exit status 7" in state.engine.cause
+    assert "small engine starts" in state.notices[-1].details
+    assert state.jobs[-1].phase is JobPhase.FAILED
+    assert state.panes[0].picture is before
+    assert not state.runs[0].held
+    until(qtbot, session, lambda s: quiet(s) and s.scans[0].scan == "scan-1#2")
+    assert [j.title for j in session.state.jobs if "deadly" in j.title] == ["Open deadly.h5"]
+    assert session.state.jobs[-1].title == "Open a.h5 again"
+    # the window goes on working with the engine's new names
+    session.reconstruct(ReconstructSettings(method="fbp"))
+    until(qtbot, session, shows(0, "run-2#2"))
+    assert session.state.runs[-1].label == "FBP 2"
+    session.forget("run-2#2")
+    assert [r.run for r in session.state.runs] == ["run-2"]
+
+
+def test_scan_is_given_up_when_work_on_it_ended_two_engines(
+    qtbot: QtBot, make: Make, small: tuple[str, ...]
+) -> None:
+    session = make(*small)
+    session.start()
+    session.open("/data/a.h5")
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s))
+    session.reconstruct(ReconstructSettings(method="tv"))
+    until(qtbot, session, lambda s: quiet(s) and s.scans[0].scan == "scan-1#2")
+    session.reconstruct(ReconstructSettings(method="tv"))
+    until(qtbot, session, lambda s: is_ready(s) and any("not opened again" in n.text for n in s.notices))
+    assert session.state.scans[0].scan == "scan-1#2"
+    assert not active_jobs(session.state)
+    # work on a scan that the engine does not hold is refused with the way out
+    session.reconstruct(ReconstructSettings(method="fbp"))
+    assert "Open the scan again" in session.state.notices[-1].text
+    session.open("/data/a.h5")
+    until(qtbot, session, lambda s: quiet(s) and s.scans[0].scan == "scan-1#3")
+
+
+def test_cancel_that_is_not_obeyed_ends_the_engine_with_a_notice(
+    qtbot: QtBot, make: Make, small: tuple[str, ...]
+) -> None:
+    session = make(*small)
+    session.start()
+    session.open("/data/endless.h5")
+    until(qtbot, session, lambda s: bool(s.jobs) and s.jobs[0].phase is JobPhase.RUNNING)
+    session.cancel(session.state.jobs[0].id)
+    assert session.state.jobs[0].phase is JobPhase.CANCELLING
+    until(qtbot, session, lambda s: s.jobs[0].phase is JobPhase.FAILED)
+    assert "did not stop in time" in session.state.notices[-1].text
+    until(qtbot, session, is_ready)
+
+
+def test_job_that_was_not_sent_yet_is_cancelled_at_once(
+    qtbot: QtBot, make: Make, small: tuple[str, ...]
+) -> None:
+    session = make(*small)
+    session.start()
+    session.open("/data/a.h5")
+    session.cancel(session.state.jobs[0].id)
+    assert session.state.jobs[0].phase is JobPhase.CANCELLED
+    until(qtbot, session, is_ready)
+    qtbot.wait(200)
+    assert session.state.scans == ()
+
+
+def test_restart_on_demand_is_no_loss_in_the_count(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
+    session = make(*small)
+    session.start()
+    session.open("/data/a.h5")
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s))
+    first = session.engine_pid
+    session.restart_engine()
+    until(qtbot, session, lambda s: quiet(s) and s.scans[0].scan == "scan-1#2")
+    assert session.engine_pid != first
+    assert session.state.engine.restarts == 0
+
+
+def test_bad_stored_settings_are_told(qtbot: QtBot, tmp_path: Path) -> None:
+    file = tmp_path / "bad.ini"
+    file.write_text("[General]\ntheme=pink\n")
+    session = Session(SettingsStore(file), QUICK)
+    assert session.settings == Settings()
+    assert "pink" in session.state.notices[0].text
+
+
+def test_export_of_a_lost_result_is_refused(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
+    session = make(*small)
+    session.start()
+    session.open("/data/a.h5")
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s))
+    session.restart_engine()
+    until(qtbot, session, lambda s: quiet(s) and s.scans[0].scan == "scan-1#2")
+    session.export("run-2", "/tmp/never.tif", "tiff")
+    assert "lost with its engine" in session.state.notices[-1].text
+    session.export("no such run", "/tmp/never.tif", "tiff")
+    assert "no finished result" in session.state.notices[-1].text
+
+
+def test_without_a_scan_jobs_are_refused(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
+    session = make(*small)
+    session.reconstruct(ReconstructSettings(method="fbp"))
+    session.adapt(FineTuneSettings(steps=1), "/tmp/never.safetensors")
+    assert session.state.jobs == ()
+    assert session.state.notices[-1].text == "Open a scan first."
+
+
+# --- the real engine ----------------------------------------------------------------------------------------
+
+PATIENT = Limits(heartbeat=0.2, delays=(0.1,), steady=0.0)
+
+
+def test_real_engine_killed_while_idle(qtbot: QtBot, make: Make, disc_scan: Path) -> None:
+    session = make(limits=PATIENT)
+    session.start()
+    session.open(str(disc_scan))
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s), 90)
+    before = session.state
+    pid = session.engine_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(qtbot, session, lambda s: s.engine.phase is not EnginePhase.READY)
+    assert "SIGKILL" in session.state.notices[-1].text
+    assert session.state.panes[0].picture is before.panes[0].picture
+    until(qtbot, session, lambda s: quiet(s) and s.scans[0].scan.endswith("#2"), 60)
+    assert session.state.slice_index == before.slice_index
+    session.reconstruct(ReconstructSettings(method="fbp"))
+    until(qtbot, session, lambda s: quiet(s) and shows(1)(s), 60)
+
+
+def test_real_engine_killed_while_busy(qtbot: QtBot, make: Make, disc_scan: Path) -> None:
+    session = make(limits=PATIENT)
+    session.start()
+    session.open(str(disc_scan))
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s), 90)
+    session.reconstruct(ReconstructSettings(method="tv", iterations=100_000, tolerance=1e-12))
+    until(qtbot, session, lambda s: len(s.runs) == 2 and len(s.runs[1].steps) > 2, 60)
+    until(qtbot, session, shows(1), 10)
+    pid = session.engine_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(qtbot, session, lambda s: s.engine.phase is not EnginePhase.READY)
+    state = session.state
+    assert state.jobs[-1].phase is JobPhase.FAILED
+    assert len(state.runs[1].steps) > 2
+    assert state.panes[1].picture is not None
+    until(qtbot, session, lambda s: quiet(s) and s.scans[0].scan.endswith("#2"), 60)
+    assert len(session.state.runs) == 2
+
+
+def test_real_engine_stops_and_keeps(qtbot: QtBot, make: Make, disc_scan: Path) -> None:
+    session = make(limits=PATIENT)
+    session.start()
+    session.open(str(disc_scan))
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s), 90)
+    session.reconstruct(ReconstructSettings(method="tv", iterations=100_000, tolerance=1e-12))
+    until(qtbot, session, lambda s: len(s.runs) == 2 and len(s.runs[1].steps) > 2, 60)
+    job = active_jobs(session.state)[0]
+    began = time.monotonic()
+    session.cancel(job.id, keep=True)
+    until(qtbot, session, quiet, 30)
+    assert time.monotonic() - began < PATIENT.cancel
+    result = session.state.runs[1].result
+    assert result is not None
+    assert result.outcome == "stopped"
+
+
+def test_real_engine_refuses_a_file_that_is_no_scan(qtbot: QtBot, make: Make, tmp_path: Path) -> None:
+    file = tmp_path / "letter.h5"
+    file.write_bytes(b"Dear reader, this is no scan.")
+    session = make(limits=PATIENT)
+    session.start()
+    session.open(str(file))
+    until(qtbot, session, lambda s: s.jobs[0].phase is JobPhase.FAILED, 90)
+    assert "letter.h5" in session.state.jobs[0].message
+    assert is_ready(session.state)
+    assert session.state.engine.restarts == 0

@@ -1,0 +1,116 @@
+"""One battery over every operator: exact adjoint, linearity, gradient, batch independence, shapes, dtype."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from equipoise_engine.acquisition import ParallelBeam
+from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.errors import BadInput
+from equipoise_engine.mri import CartesianPhysics, undersampling_mask
+from equipoise_engine.operators import LinearOperator, Physics, adjoint_error, adjoint_tolerance, operator_norm
+from equipoise_engine.phantoms import random_coil_maps
+
+
+def parallel(views: int, columns: int, centre: float, size: int | None = None, turn: float = np.pi) -> Physics:
+    angles = np.linspace(0.1, 0.1 + turn, views, endpoint=False)
+    return ParallelBeamPhysics(ParallelBeam(angles, 0.7, centre), columns, size)
+
+
+def cartesian(rows: int, columns: int, coils: int) -> Physics:
+    maps = random_coil_maps(coils, max(rows, columns), torch.Generator().manual_seed(1))[None, :, :rows, :columns]
+    mask = undersampling_mask(np.ones((rows, columns), dtype=np.bool_), 3, centre_lines=6)
+    return CartesianPhysics(maps.to(torch.complex128), torch.from_numpy(mask))
+
+
+OPERATORS = {
+    "parallel": lambda: parallel(19, 32, 15.5),
+    "parallel, off-centre, odd": lambda: parallel(11, 33, 12.3),
+    "parallel, full turn": lambda: parallel(24, 31, 15.0, turn=2 * np.pi),
+    "parallel, larger image": lambda: parallel(13, 24, 11.0, size=36),
+    "Cartesian": lambda: cartesian(24, 24, 3),
+    "Cartesian, not square": lambda: cartesian(21, 30, 2),
+    "Cartesian, one coil": lambda: cartesian(16, 16, 1),
+}
+
+
+@pytest.fixture(params=OPERATORS, name="physics")
+def _physics(request: pytest.FixtureRequest) -> Physics:
+    return OPERATORS[request.param]()
+
+
+def draw(shape: tuple[int, ...], physics: Physics, seed: int) -> torch.Tensor:
+    dtype = torch.complex128 if physics.complex_image else torch.float64
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def test_adjoint_is_exact(physics: Physics) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for operator in (physics, physics.H):
+        error = adjoint_error(operator, generator=generator, complex_values=physics.complex_image, batch=2)
+        assert error < adjoint_tolerance(operator, 2)
+
+
+def test_a_scale_error_of_the_adjoint_would_be_caught() -> None:
+    class Wrong(LinearOperator):
+        def _forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+        def _adjoint(self, y: torch.Tensor) -> torch.Tensor:
+            return y * (1 + 1e-6)
+
+    wrong = Wrong((64, 64), (64, 64))
+    error = adjoint_error(wrong, generator=torch.Generator().manual_seed(0), complex_values=False, batch=4)
+    assert error > adjoint_tolerance(wrong, 4)
+
+
+def test_linear(physics: Physics) -> None:
+    a, b = draw((2, *physics.domain), physics, 1), draw((2, *physics.domain), physics, 2)
+    combined = physics.forward(2.5 * a - b)
+    torch.testing.assert_close(combined, 2.5 * physics.forward(a) - physics.forward(b))
+
+
+def test_gradient_is_the_adjoint(physics: Physics) -> None:
+    x = draw((1, *physics.domain), physics, 1).requires_grad_()
+    y = draw((1, *physics.range), physics, 2)
+    physics.forward(x).backward(y)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, physics.adjoint(y))
+
+
+def test_a_sample_does_not_depend_on_its_batch(physics: Physics) -> None:
+    x = draw((3, *physics.domain), physics, 1)
+    assert torch.equal(physics.forward(x)[1], physics.forward(x[1:2])[0])
+
+
+def test_wrong_shapes_are_refused(physics: Physics) -> None:
+    x = draw((1, *physics.domain), physics, 1)
+    with pytest.raises(BadInput, match="does not fit"):
+        physics.forward(x[:, :-1])
+    with pytest.raises(BadInput, match="does not fit"):
+        physics.adjoint(x[:, :, :-1])
+
+
+def test_keeps_the_precision(physics: Physics) -> None:
+    x = draw((1, *physics.domain), physics, 1)
+    single = x.to(torch.complex64 if physics.complex_image else torch.float32)
+    assert physics.forward(x).dtype == x.dtype
+    if not physics.complex_image:
+        assert physics.forward(single).dtype == single.dtype
+        torch.testing.assert_close(physics.forward(single).double(), physics.forward(x), rtol=1e-4, atol=1e-4)
+
+
+def test_weighted_normal_operator_has_norm_one(physics: Physics) -> None:
+    start = draw((1, *physics.domain), physics, 3)
+    zero = torch.zeros((1, *physics.range), dtype=start.dtype)
+    norm = operator_norm(lambda x: physics.gradient(x, zero), start, steps=60)
+    assert 0.9 < norm <= 1.02
+
+
+def test_weight_is_symmetric_and_positive(physics: Physics) -> None:
+    a, b = draw((1, *physics.range), physics, 4), draw((1, *physics.range), physics, 5)
+    left, right = torch.sum(a.conj() * physics.weight(b)), torch.sum(physics.weight(a).conj() * b)
+    torch.testing.assert_close(left, right)
+    assert torch.sum(a.conj() * physics.weight(a)).real > 0

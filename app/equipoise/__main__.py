@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -131,9 +132,7 @@ class _Screenshot(QObject):
         self._timer.stop()
         saved = self._parts.window.grab().save(str(self._file))
         if not saved or self._quiet < 4:
-            _log.error(
-                "screenshot %s: %s", self._file, "cannot be written" if not saved else "window still busy"
-            )
+            _log.error("screenshot %s: %s", self._file, "cannot be written" if not saved else "window still busy")
         code = 0 if saved and self._quiet >= 4 else 1
         # the exit status has to outlive the orderly end of the engine
         self._parts.session.closed.disconnect(self._parts.app.quit)
@@ -203,7 +202,13 @@ def catch_errors(session: Session) -> None:
         _log.error("error in the window\n%s", details)
         session.notify("error", f"Something went wrong in the window: {error or kind.__name__}", details)
 
+    def report_thread(arguments: threading.ExceptHookArgs) -> None:
+        # the session belongs to the main thread; the log can be written from any
+        trace = traceback.format_exception(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+        _log.error("error in a thread of the window\n%s", "".join(trace))
+
     sys.excepthook = report
+    threading.excepthook = report_thread
 
 
 def _follow_system(app: QApplication, session: Session, scheme: Qt.ColorScheme) -> None:

@@ -135,9 +135,7 @@ def _can_cancel(state: State) -> bool:
 
 
 def _can_keep(state: State) -> bool:
-    return any(
-        job.phase is JobPhase.RUNNING and job.kind in ("reconstruct", "adapt") for job in active_jobs(state)
-    )
+    return any(job.phase is JobPhase.RUNNING and job.kind in ("reconstruct", "adapt") for job in active_jobs(state))
 
 
 def _has_picture(state: State) -> bool:

@@ -79,6 +79,7 @@ class Session(QObject):
         self._emitted = self._state
         self._emitting = False
         self._requests: dict[int, Request] = {}
+        self._centres: dict[str, float] = {}
         self._blame: Counter[str] = Counter()
         self._blocked: set[str] = set()
         if limits is None:
@@ -133,6 +134,9 @@ class Session(QObject):
         path = os.path.abspath(path)
         self._blocked.discard(path)
         self._blame.pop(path, None)
+        self._centres.pop(path, None)
+        if centre_px is not None:
+            self._centres[path] = centre_px
         self._send_job(Open(path=path, centre_px=centre_px), "open", f"Open {PurePath(path).name}")
 
     def reconstruct(self, settings: ReconstructSettings) -> None:
@@ -159,9 +163,7 @@ class Session(QObject):
             self.notify("warning", "There is no finished result to export.")
             return
         if not found.held:
-            self.notify(
-                "warning", f"{found.label} was lost with its engine. Reconstruct it again, then export."
-            )
+            self.notify("warning", f"{found.label} was lost with its engine. Reconstruct it again, then export.")
             return
         folder = str(PurePath(os.path.abspath(path)).parent)
         self.change_settings(replace(self._settings, export_folder=folder))
@@ -258,9 +260,7 @@ class Session(QObject):
 
     def _send_job(self, request: Request, kind: str, title: str) -> int | None:
         if not self._supervisor.available:
-            self.notify(
-                "warning", f"{title}: the engine is stopped. Use Engine > Restart engine, then try again."
-            )
+            self.notify("warning", f"{title}: the engine is stopped. Use Engine > Restart engine, then try again.")
             return None
         job = self._supervisor.send(request)
         self._requests[job] = request
@@ -308,7 +308,8 @@ class Session(QObject):
                     f"{name} was not opened again, because work on it ended the engine. Open it yourself.",
                 )
                 continue
-            self._send_job(Open(path=facts.path), "reopen", f"Open {name} again")
+            request = Open(path=facts.path, centre_px=self._centres.get(facts.path))
+            self._send_job(request, "reopen", f"Open {name} again")
 
     def _assign_blame(self, lost: EngineLost) -> None:
         requests, self._requests = self._requests, {}

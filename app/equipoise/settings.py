@@ -91,9 +91,7 @@ class SettingsStore:
         if path is not None:
             self._stored = QSettings(str(path), QSettings.Format.IniFormat)
         else:
-            self._stored = QSettings(
-                QSettings.Format.IniFormat, QSettings.Scope.UserScope, "Equipoise", "Equipoise"
-            )
+            self._stored = QSettings(QSettings.Format.IniFormat, QSettings.Scope.UserScope, "Equipoise", "Equipoise")
 
     @property
     def path(self) -> str:

@@ -518,15 +518,18 @@ def _opened(state: State, job: int, facts: ScanFacts) -> State:
             scan=facts.scan if selected else state.scan,
             runs=tuple(replace(r, scan=facts.scan) if r.scan == key else r for r in state.runs),
             trainings=tuple(
-                replace(t, scans=tuple(facts.scan if s == key else s for s in t.scans))
-                for t in state.trainings
+                replace(t, scans=tuple(facts.scan if s == key else s for s in t.scans)) for t in state.trainings
             ),
         )
     if not again:
         state = replace(state, scan=facts.scan, slice_index=facts.slices // 2)
     elif state.scan == facts.scan:
         state = set_slice(state, state.slice_index)
-    return _say(_progress(state, job), job, f"{facts.format}, {facts.slices} slices")
+    return _say(
+        _progress(state, job),
+        job,
+        f"{facts.format}, {facts.slices} {'slice' if facts.slices == 1 else 'slices'}",
+    )
 
 
 def _label(state: State, settings: ReconstructSettings) -> str:
@@ -617,7 +620,7 @@ def _reconstructed(state: State, job: int, facts: ResultFacts) -> State:
     state = _with_run(state, replace(run, result=facts))
     text = _OUTCOMES.get(facts.outcome, facts.outcome)
     if facts.outcome != "direct":
-        text += f", {facts.iterations} iterations"
+        text += f", {facts.iterations} {'iteration' if facts.iterations == 1 else 'iterations'}"
     state = _say(_progress_kept(state, job), job, f"{text}, data residual {facts.data_residual:.3g}")
     if facts.outcome == "diverged":
         state = add_notice(state, "warning", f"{run.label} diverged; its result is not to be trusted.")
@@ -662,7 +665,11 @@ def _tuned(state: State, job: int, event: Tuned) -> State:
     state = replace(state, models=models, trainings=trainings)
     name = PurePath(event.path).name
     ended = "stopped and kept after" if event.stopped else "after"
-    state = _say(_progress_kept(state, job), job, f"{name} written, {ended} {event.steps} steps")
+    state = _say(
+        _progress_kept(state, job),
+        job,
+        f"{name} written, {ended} {event.steps} {'step' if event.steps == 1 else 'steps'}",
+    )
     return add_notice(
         state, "info", f"The adapted model {name} is ready; choose it as model of the equilibrium method."
     )

@@ -124,7 +124,9 @@ def _common(parser: argparse.ArgumentParser, run: Any) -> None:
 
 def _undersampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--views-every", type=int, default=1, metavar="K", help="use every K-th view (CT)")
-    parser.add_argument("--accelerate", type=int, default=1, metavar="R", help="keep one of R lines and the centre (MRI)")
+    parser.add_argument(
+        "--accelerate", type=int, default=1, metavar="R", help="keep one of R lines and the centre (MRI)"
+    )
 
 
 def _slices(text: str) -> tuple[int, int]:
@@ -209,7 +211,9 @@ def _format_of(out: Path) -> str:
         case "":
             return "dicom"
         case other:
-            raise BadInput(f"{out.name}: no format is known for {other!r}", "Use .tif, .h5 or a folder, or give --format.")
+            raise BadInput(
+                f"{out.name}: no format is known for {other!r}", "Use .tif, .h5 or a folder, or give --format."
+            )
 
 
 def _finetune(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -66,9 +66,7 @@ def _project(image: _Array, flipped: _Array, cosines: _Array, sines: _Array, cen
 
 
 @numba.njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _backproject(
-    sinogram: _Array, cosines: _Array, sines: _Array, widths: _Array, centre: float, out: _Array
-) -> None:
+def _backproject(sinogram: _Array, cosines: _Array, sines: _Array, widths: _Array, centre: float, out: _Array) -> None:
     """Gather `sinogram (batch, view, column)` at the pixels of `out (batch, y, x)`.
 
     `widths (view,)` is the half-width m of the triangular footprint: max(|cos|, |sin|) gives the transpose of `_project`,
@@ -240,7 +238,9 @@ class ParallelBeamPhysics(Physics):
     def _filter(self, sinogram: Tensor, spectrum: Tensor) -> Tensor:
         columns = sinogram.shape[-1]
         transformed = torch.fft.rfft(sinogram, n=_padded(columns), dim=-1)
-        filtered = torch.fft.irfft(transformed * spectrum.to(sinogram.device, sinogram.dtype), n=_padded(columns), dim=-1)
+        filtered = torch.fft.irfft(
+            transformed * spectrum.to(sinogram.device, sinogram.dtype), n=_padded(columns), dim=-1
+        )
         return filtered[..., :columns]
 
     def select(self, slices: Tensor) -> ParallelBeamPhysics:

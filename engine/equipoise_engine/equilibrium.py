@@ -160,7 +160,5 @@ def equilibrium(
     needed = y.requires_grad or any(p.requires_grad for p in parameters)
     if not (torch.is_grad_enabled() and needed):
         return solution.value, solution
-    value: Tensor = _Implicit.apply(
-        solution.value, y, step, backward, report or BackwardReport(), watch, *parameters
-    )
+    value: Tensor = _Implicit.apply(solution.value, y, step, backward, report or BackwardReport(), watch, *parameters)
     return value, solution

@@ -89,9 +89,7 @@ def training_step(
         result: Tensor = value
         return result
 
-    angles = rotation_angles(
-        drawn.y.shape[0], generator, avoid_step_rad=drawn.view_step_rad, device=drawn.y.device
-    )
+    angles = rotation_angles(drawn.y.shape[0], generator, avoid_step_rad=drawn.view_step_rad, device=drawn.y.device)
     x_hat = reconstruct(drawn.y, drawn.physics)
     consistency = measurement_consistency(x_hat, drawn.y, drawn.physics).mean()
     equivariant = equivariance(x_hat, drawn.physics, reconstruct, angles=angles).mean()

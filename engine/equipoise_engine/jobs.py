@@ -91,9 +91,7 @@ def scan_facts(key: str, scan: Acquisition) -> protocol.ScanFacts:
     )
 
 
-def reconstruct(
-    request: protocol.Reconstruct, store: Store, emit: Emit, watch: Watch, device: torch.device
-) -> None:
+def reconstruct(request: protocol.Reconstruct, store: Store, emit: Emit, watch: Watch, device: torch.device) -> None:
     """Reconstruct a scan slice by slice and emit `Started`, `Step` and `Reconstructed`.
 
     The preview slice comes first, alone, and its iterates are kept in the store; the other slices follow in batches. Stopped and kept,
@@ -402,9 +400,7 @@ def _weights(path: str | None, scan: Acquisition) -> Checkpoint:
     return checkpoint
 
 
-def _start(
-    settings: protocol.FineTuneSettings, scan: Acquisition
-) -> tuple[Checkpoint, protocol.FineTuneSettings]:
+def _start(settings: protocol.FineTuneSettings, scan: Acquisition) -> tuple[Checkpoint, protocol.FineTuneSettings]:
     """Return where training starts; a resumed one keeps its own settings but for the limits."""
     if settings.resume is None:
         return replace(_weights(settings.start, scan).without_training_state(), step=0), settings
@@ -417,9 +413,7 @@ def _start(
     return checkpoint, msgspec.structs.replace(own, steps=settings.steps, minutes=settings.minutes)
 
 
-def _training_part(
-    scan: Acquisition, undersampling: Undersampling, device: torch.device, watch: Watch
-) -> Measured:
+def _training_part(scan: Acquisition, undersampling: Undersampling, device: torch.device, watch: Watch) -> Measured:
     """Prepare the slices of a scan that training draws from."""
     stride = max(1, math.ceil(scan.slices / TRAINING_SLICES))
     parts: list[Measured] = []
@@ -479,4 +473,3 @@ def _mri_geometry(scan: MriAcquisition) -> tuple[tuple[str, str], ...]:
         ("slices", f"{scan.shape[0]}"),
         ("field of view", extent),
     )
-

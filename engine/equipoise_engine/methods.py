@@ -96,7 +96,11 @@ def with_defaults(settings: ReconstructSettings, scan: Acquisition) -> tuple[Met
             f"method {settings.method!r} is not one for a {kind} scan", f"Choose one of {', '.join(suiting)}."
         )
     method = METHODS[settings.method]
-    for name, value in (("iterations", settings.iterations), ("tolerance", settings.tolerance), ("strength", settings.strength)):
+    for name, value in (
+        ("iterations", settings.iterations),
+        ("tolerance", settings.tolerance),
+        ("strength", settings.strength),
+    ):
         if value < 0:
             raise BadInput(f"{name} {value} is below 0")
     return method, ReconstructSettings(

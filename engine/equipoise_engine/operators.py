@@ -170,7 +170,9 @@ def operator_norm(apply: _Map, start: Tensor, *, steps: int = 30) -> float:
     return value
 
 
-def adjoint_error(operator: LinearOperator, *, generator: torch.Generator, complex_values: bool, batch: int = 1) -> float:
+def adjoint_error(
+    operator: LinearOperator, *, generator: torch.Generator, complex_values: bool, batch: int = 1
+) -> float:
     """Return |<A x, y> - <x, A^H y>| / (||A x|| ||y||) in double precision for random x, y.
 
     An exact pair stays below 50 eps sqrt(n), with n the number of values in x and y.

@@ -59,7 +59,9 @@ def _image(side: int, generator: torch.Generator) -> Tensor:
 
     y, x = _grid(side)
     pixel = 2.0 / side
-    body = _ellipse(x, y, 0.1 * uniform(-1, 1), 0.1 * uniform(-1, 1), uniform(0.55, 0.9), uniform(0.55, 0.9), uniform(0, 3.2), pixel)
+    body = _ellipse(
+        x, y, 0.1 * uniform(-1, 1), 0.1 * uniform(-1, 1), uniform(0.55, 0.9), uniform(0.55, 0.9), uniform(0, 3.2), pixel
+    )
     image = body * uniform(0.2, 0.7)
     if uniform(0, 1) < 0.3:
         rim = _ellipse(x, y, 0, 0, uniform(0.6, 0.85), uniform(0.6, 0.85), uniform(0, 3.2), pixel)
@@ -92,9 +94,7 @@ def _grid(side: int) -> tuple[Tensor, Tensor]:
     return y, x
 
 
-def _ellipse(
-    x: Tensor, y: Tensor, x0: float, y0: float, wide: float, high: float, turn: float, pixel: float
-) -> Tensor:
+def _ellipse(x: Tensor, y: Tensor, x0: float, y0: float, wide: float, high: float, turn: float, pixel: float) -> Tensor:
     along = (x - x0) * math.cos(turn) + (y - y0) * math.sin(turn)
     across = (y - y0) * math.cos(turn) - (x - x0) * math.sin(turn)
     radius = torch.sqrt((along / wide) ** 2 + (across / high) ** 2)

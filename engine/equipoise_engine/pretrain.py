@@ -110,9 +110,7 @@ def pretrain(
     return replace(done, step=0).without_training_state()
 
 
-def _train_denoiser(
-    model: EquilibriumModel, settings: PretrainSettings, device: torch.device, watch: Watch
-) -> None:
+def _train_denoiser(model: EquilibriumModel, settings: PretrainSettings, device: torch.device, watch: Watch) -> None:
     generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.denoise_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, settings.denoise_steps))

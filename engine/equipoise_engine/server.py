@@ -172,9 +172,7 @@ class Server:
                 raise BadInput(f"{type(task.request).__name__} is not a job")
         thinned.flush()
 
-    def _answer(
-        self, job: int, request: protocol.Request, action: Callable[[int, protocol.Request], None]
-    ) -> None:
+    def _answer(self, job: int, request: protocol.Request, action: Callable[[int, protocol.Request], None]) -> None:
         """Run `action` and end the request with exactly one Finished or Failed."""
         began = time.monotonic()
         end: protocol.Event

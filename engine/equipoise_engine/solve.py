@@ -258,9 +258,7 @@ def _advance(
     )
 
 
-def _mix(
-    points: Tensor, values: Tensor, depth: Tensor, plain: Tensor, method: Anderson
-) -> tuple[Tensor, Tensor]:
+def _mix(points: Tensor, values: Tensor, depth: Tensor, plain: Tensor, method: Anderson) -> tuple[Tensor, Tensor]:
     """Return the accelerated next points, and how much of the history stays valid."""
     batch, memory = points.shape[:2]
     differences = (values - points).reshape(batch, memory, -1)

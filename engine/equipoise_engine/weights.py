@@ -87,7 +87,9 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
-        raise BadInput(f"cannot write the weights to {path}: {reason}", "Choose a folder that can be written.") from error
+        raise BadInput(
+            f"cannot write the weights to {path}: {reason}", "Choose a folder that can be written."
+        ) from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -15,7 +15,7 @@ import numpy as np
 from equipoise_engine import protocol
 
 
-def scan_facts(name: str, path: str) -> protocol.ScanFacts:
+def scan_facts(name: str, path: str, centre: float | None) -> protocol.ScanFacts:
     return protocol.ScanFacts(
         scan=name,
         path=path,
@@ -24,7 +24,7 @@ def scan_facts(name: str, path: str) -> protocol.ScanFacts:
         state="counts",
         shape=(9, 5, 4),
         slices=5,
-        geometry=(("Views", "9"),),
+        geometry=(("Centre", str(centre)),),
         matched=(),
         warnings=(),
         methods=("fbp", "tv"),
@@ -72,7 +72,7 @@ class SmallEngine:
                 return False
             case protocol.Hello():
                 say(protocol.Ready(version=1, package="0", device="small", python="3", torch="0", threads=1))
-            case protocol.Open(path=path):
+            case protocol.Open(path=path, centre_px=centre):
                 if "deadly" in path:
                     os._exit(7)
                 if "endless" in path:
@@ -80,7 +80,7 @@ class SmallEngine:
                     return False
                 if "stuck" in path:
                     time.sleep(600)
-                say(protocol.Opened(facts=scan_facts(self.name("scan"), path)))
+                say(protocol.Opened(facts=scan_facts(self.name("scan"), path, centre)))
             case protocol.Reconstruct(scan=scan, settings=settings, preview_slice=preview):
                 run = self.name("run")
                 say(protocol.Started(run=run, scan=scan, settings=settings, preview_slice=preview, total=3))

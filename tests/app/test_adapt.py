@@ -107,9 +107,7 @@ def test_start_takes_the_defaults_for_five_minutes(qtbot: QtBot, view: AdaptView
     assert session.adapted == [(FineTuneSettings(minutes=5.0), default_out(CT.path))]
 
 
-def test_chosen_settings_reach_the_engine(
-    qtbot: QtBot, view: AdaptView, session: Listener, tmp_path: Path
-) -> None:
+def test_chosen_settings_reach_the_engine(qtbot: QtBot, view: AdaptView, session: Listener, tmp_path: Path) -> None:
     view.limit_kind.setFocus()
     qtbot.keyClicks(view.limit_kind, "s")
     assert view.steps.isVisible()
@@ -172,9 +170,7 @@ def test_the_output_is_named_after_the_scan_until_the_user_names_it(
     assert view.out.path() == "/tmp/mine.safetensors"
 
 
-def test_the_default_output_names_no_file_that_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_output_names_no_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QStandardPaths, "writableLocation", lambda place: str(tmp_path))
     assert default_out("/data/tooth.h5") == str(tmp_path / "tooth-adapted.safetensors")
     (tmp_path / "tooth-adapted.safetensors").write_bytes(b"x")
@@ -193,9 +189,7 @@ def test_the_output_can_be_chosen_with_a_dialog(
     assert view.out.path() == str(tmp_path / "chosen.safetensors")
 
 
-def test_a_checkpoint_brings_its_own_settings(
-    qtbot: QtBot, view: AdaptView, session: Listener, tmp_path: Path
-) -> None:
+def test_a_checkpoint_brings_its_own_settings(qtbot: QtBot, view: AdaptView, session: Listener, tmp_path: Path) -> None:
     checkpoint = tmp_path / "earlier.safetensors"
     checkpoint.write_bytes(b"x")
     press(qtbot, view.more)
@@ -262,6 +256,7 @@ def test_a_new_adaptation_starts_with_an_empty_plot(qtbot: QtBot, view: AdaptVie
     assert "Failed: The training diverged. Take a smaller learning rate." in view.progress.text()
     press(qtbot, view.start_button)
     assert view.plot.getPlotItem().listDataItems() == []
+    assert not view.plot.isVisible()
 
 
 def test_the_adapted_model_can_be_used_at_once(qtbot: QtBot, view: AdaptView, session: Listener) -> None:
@@ -280,9 +275,7 @@ def test_the_adapted_model_can_be_used_at_once(qtbot: QtBot, view: AdaptView, se
     press(qtbot, view.use_button)
     assert session.state.scan == "ct"
     index = session.state.slice_index
-    assert session.asked == [
-        ReconstructSettings(method="deq", model=out, views_every=3, slices=(index, index + 1))
-    ]
+    assert session.asked == [ReconstructSettings(method="deq", model=out, views_every=3, slices=(index, index + 1))]
 
 
 def test_weights_of_this_session_can_be_the_start(qtbot: QtBot, view: AdaptView, session: Listener) -> None:

@@ -87,9 +87,7 @@ def press(qtbot: QtBot, view: ControlsView) -> None:
     qtbot.mouseClick(view.start_button, Qt.MouseButton.LeftButton)
 
 
-def test_only_the_methods_of_the_scan_are_offered_by_their_full_names(
-    view: ControlsView, session: Listener
-) -> None:
+def test_only_the_methods_of_the_scan_are_offered_by_their_full_names(view: ControlsView, session: Listener) -> None:
     def names() -> list[str]:
         return [view.method.itemText(row) for row in range(view.method.count())]
 
@@ -141,9 +139,7 @@ def test_nothing_typed_leaves_all_to_the_method(qtbot: QtBot, view: ControlsView
     assert session.asked == [ReconstructSettings(method=method, slices=(3, 4)) for method in CT.methods]
 
 
-def test_typed_parameters_become_the_settings_of_tv(
-    qtbot: QtBot, view: ControlsView, session: Listener
-) -> None:
+def test_typed_parameters_become_the_settings_of_tv(qtbot: QtBot, view: ControlsView, session: Listener) -> None:
     choose(view, "tv")
     for field, text in (
         (view.iterations, "250"),
@@ -157,15 +153,11 @@ def test_typed_parameters_become_the_settings_of_tv(
     assert view.views_used.text() == "uses 61 of 181 views"
     press(qtbot, view)
     assert session.asked == [
-        ReconstructSettings(
-            method="tv", iterations=250, tolerance=1e-4, strength=0.05, views_every=3, slices=(3, 4)
-        )
+        ReconstructSettings(method="tv", iterations=250, tolerance=1e-4, strength=0.05, views_every=3, slices=(3, 4))
     ]
 
 
-def test_parameters_of_another_method_do_not_leak(
-    qtbot: QtBot, view: ControlsView, session: Listener
-) -> None:
+def test_parameters_of_another_method_do_not_leak(qtbot: QtBot, view: ControlsView, session: Listener) -> None:
     choose(view, "tv")
     view.strength.setText("0.05")
     view.iterations.setValue(99)
@@ -180,9 +172,7 @@ def test_parameters_of_another_method_do_not_leak(
     ]
 
 
-def test_acceleration_belongs_to_mri_and_views_to_ct(
-    qtbot: QtBot, view: ControlsView, session: Listener
-) -> None:
+def test_acceleration_belongs_to_mri_and_views_to_ct(qtbot: QtBot, view: ControlsView, session: Listener) -> None:
     view.views_every.setValue(4)
     session.select_scan("mri")
     choose(view, "sense")
@@ -231,9 +221,7 @@ def test_weights_of_the_session_can_be_chosen(qtbot: QtBot, view: ControlsView, 
     assert session.asked[-1].model is None
 
 
-def test_weights_can_come_from_a_file(
-    qtbot: QtBot, view: ControlsView, session: Listener, tmp_path: Path
-) -> None:
+def test_weights_can_come_from_a_file(qtbot: QtBot, view: ControlsView, session: Listener, tmp_path: Path) -> None:
     weights = tmp_path / "mine.safetensors"
     weights.write_bytes(b"x")
     choose(view, "deq")
@@ -273,9 +261,7 @@ def test_nothing_starts_by_itself(view: ControlsView, session: Listener) -> None
     assert session.asked == []
 
 
-def test_without_scan_or_engine_the_button_is_dead(
-    qtbot: QtBot, view: ControlsView, session: Listener
-) -> None:
+def test_without_scan_or_engine_the_button_is_dead(qtbot: QtBot, view: ControlsView, session: Listener) -> None:
     assert view.start_button.isEnabled()
     session._set(replace(session.state, engine=Engine(phase=EnginePhase.RESTARTING)))
     assert not view.start_button.isEnabled()

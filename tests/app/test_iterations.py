@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PySide6.QtCore import Qt
+from PySide6.QtGui import QColor, QPalette
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
 from equipoise.session import Session
 from equipoise.state import Engine, EnginePhase, Job, JobPhase, Pane, Run, State
+from equipoise.view.compare import CompareView
+from equipoise.view.controls import ControlsView
 from equipoise.view.iterations import IterationsView
 from equipoise.view.plots import SERIES_COLOURS, log_ticks, positive_points
 from equipoise_engine.protocol import ReconstructSettings, ResultFacts, ScanFacts
@@ -32,9 +37,7 @@ SCAN = ScanFacts(
 )
 
 
-def run(
-    key: str, label: str, steps: tuple[int, ...], *, done: bool = True, zero_at: int | None = None
-) -> Run:
+def run(key: str, label: str, steps: tuple[int, ...], *, done: bool = True, zero_at: int | None = None) -> Run:
     """Return a run whose residuals halve at each step."""
     data = [0.5**n for n in range(1, len(steps) + 1)]
     fixed_point = [0.1 * value for value in data]
@@ -129,6 +132,18 @@ def test_scrubbing_acts_on_the_active_pane_only(qtbot: QtBot, view: IterationsVi
     assert session.state.panes[0].step is None
 
 
+def test_beside_a_direct_method_in_the_active_pane_the_other_run_is_scrubbed(
+    qtbot: QtBot, view: IterationsView, session: Session
+) -> None:
+    runs = (run("d", "FBP", ()), session.state.runs[1])
+    session._set(replace(session.state, runs=runs, panes=(Pane(run="d"), Pane(run="b"))))
+    assert view.label.text().startswith("CGLS 2: result")
+    view.slider.setFocus()
+    qtbot.keyClick(view.slider, Qt.Key.Key_Home)
+    assert [pane.step for pane in session.state.panes] == [None, 2]
+    assert [pane.run for pane in session.state.panes] == ["d", "b"]
+
+
 def test_scrubbing_goes_to_the_slice_whose_iterates_are_kept(
     qtbot: QtBot, view: IterationsView, session: Session
 ) -> None:
@@ -173,20 +188,14 @@ def test_play_steps_through_all_iterates_and_ends_at_the_result(
     assert seen == [1, 2, 3, 4, 5, None]
 
 
-def test_play_waits_for_a_picture_that_is_under_way(
-    qtbot: QtBot, view: IterationsView, session: Session
-) -> None:
+def test_play_waits_for_a_picture_that_is_under_way(qtbot: QtBot, view: IterationsView, session: Session) -> None:
     view._timer.setInterval(5)
     qtbot.mouseClick(view.play, Qt.MouseButton.LeftButton)
-    session._set(
-        replace(session.state, panes=(replace(session.state.panes[0], asked=99), session.state.panes[1]))
-    )
+    session._set(replace(session.state, panes=(replace(session.state.panes[0], asked=99), session.state.panes[1])))
     at = view.slider.value()
     qtbot.wait(80)
     assert view.slider.value() == at
-    session._set(
-        replace(session.state, panes=(replace(session.state.panes[0], asked=None), session.state.panes[1]))
-    )
+    session._set(replace(session.state, panes=(replace(session.state.panes[0], asked=None), session.state.panes[1])))
     qtbot.waitUntil(lambda: not view.play.isChecked(), timeout=3000)
 
 
@@ -203,6 +212,35 @@ def test_curves_of_all_runs_are_overlaid_and_told_apart_without_colour(view: Ite
         assert [label.text for _, label in plot.getPlotItem().legend.items] == ["CGLS", "CGLS 2"]
 
 
+def test_a_fast_solver_is_drawn_at_leisure_but_to_its_last_step(
+    qtbot: QtBot, view: IterationsView, session: Session
+) -> None:
+    drawn: list[object] = []
+    view.data_plot.getPlotItem().listDataItems()[0].sigPlotChanged.connect(drawn.append)
+    for count in range(6, 46):
+        steps = tuple(range(1, count + 1))
+        runs = (run("a", "CGLS", steps, done=False), session.state.runs[1])
+        session._set(replace(session.state, runs=runs))
+
+    def last() -> float:
+        x, _ = view.data_plot.getPlotItem().listDataItems()[0].getOriginalDataset()
+        return float(x[-1])
+
+    qtbot.waitUntil(lambda: last() == 45, timeout=2000)
+    assert len(drawn) < 40
+
+
+def test_curves_follow_the_palette(qtbot: QtBot, view: IterationsView) -> None:
+    palette = QPalette(view.palette())
+    palette.setColor(QPalette.ColorRole.Base, QColor("#101418"))
+    palette.setColor(QPalette.ColorRole.Text, QColor("#f0f4f8"))
+    view.setPalette(palette)
+    QApplication.processEvents()
+    for plot in (view.data_plot, view.fixed_point_plot):
+        assert plot.backgroundBrush().color() == QColor("#101418")
+        assert plot.getPlotItem().getAxis("left").textPen().color() == QColor("#f0f4f8")
+
+
 def test_zeros_and_nan_are_left_out_of_the_logarithmic_plots(view: IterationsView) -> None:
     curve = view.data_plot.getPlotItem().listDataItems()[1]
     x, y = curve.getOriginalDataset()
@@ -213,9 +251,7 @@ def test_zeros_and_nan_are_left_out_of_the_logarithmic_plots(view: IterationsVie
     view.grab()
 
 
-def test_a_run_of_zeros_only_draws_nothing_and_warns_of_nothing(
-    view: IterationsView, session: Session
-) -> None:
+def test_a_run_of_zeros_only_draws_nothing_and_warns_of_nothing(view: IterationsView, session: Session) -> None:
     flat = replace(run("c", "Zeros", (1, 2, 3)), data_residuals=(0.0,) * 3, fixed_point_residuals=(0.0,) * 3)
     session._set(replace(session.state, runs=(flat,), panes=(Pane(run="c"), Pane())))
     QApplication.processEvents()
@@ -241,9 +277,7 @@ def test_without_iterates_there_is_nothing_to_scrub(view: IterationsView, sessio
     assert not view._markers[0].isVisible()
 
 
-def test_iterates_that_went_with_their_engine_cannot_be_scrubbed(
-    view: IterationsView, session: Session
-) -> None:
+def test_iterates_that_went_with_their_engine_cannot_be_scrubbed(view: IterationsView, session: Session) -> None:
     runs = tuple(replace(r, held=False) for r in session.state.runs)
     session._set(replace(session.state, runs=runs))
     assert not view.slider.isEnabled()
@@ -258,7 +292,9 @@ def test_positive_points_pairs_steps_with_values_that_can_be_drawn() -> None:
     assert list(x) == [1]
 
 
-@pytest.mark.parametrize(("low", "high"), [(-1.7, 0.0), (-9.0, 0.3), (-0.05, 0.02), (-30.0, 5.0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1.7, 0.0), (-9.0, 0.3), (-0.05, 0.02), (-30.0, 5.0), (-1.52, -1.511), (-3.05, -3.04999)]
+)
 def test_log_ticks_are_few_ascending_and_inside(low: float, high: float) -> None:
     ticks = log_ticks(low, high, 8)
     positions = [position for position, _ in ticks]
@@ -266,4 +302,51 @@ def test_log_ticks_are_few_ascending_and_inside(low: float, high: float) -> None
     assert len(positions) <= 8
     assert all(low <= position <= high for position in positions)
     assert all(float(text) == pytest.approx(10**position, rel=1e-2) for position, text in ticks)
-    assert ticks
+    assert len({text for _, text in ticks}) == len(ticks) > 1
+
+
+def test_iterates_of_a_real_engine_are_scrubbed_to_their_pixels(qtbot: QtBot) -> None:
+    sample = Path(str(files("equipoise_resources"))) / "samples" / "sample_ct.nxs"
+    session = Session()
+    compare, view, controls = CompareView(session), IterationsView(session), ControlsView(session)
+    for widget in (compare, view, controls):
+        qtbot.addWidget(widget)
+        session.changed.connect(widget.show_change)
+        widget.show()
+    try:
+        session.start()
+        session.open(str(sample))
+        qtbot.waitUntil(lambda: session.state.panes[0].picture is not None, timeout=120_000)
+        assert compare.panes[0].image.isVisible()
+        controls.method.setCurrentIndex(controls.method.findData("cgls"))
+        controls.iterations.setValue(8)
+        qtbot.mouseClick(controls.start_button, Qt.MouseButton.LeftButton)
+
+        def shown(step: int | None) -> bool:
+            pictures = [pane.picture for pane in session.state.panes]
+            run = session.state.runs[-1].run
+            return any(p is not None and (p.run, p.step) == (run, step) for p in pictures)
+
+        qtbot.waitUntil(
+            lambda: len(session.state.runs) == 2 and session.state.runs[1].result is not None, timeout=120_000
+        )
+        qtbot.waitUntil(lambda: shown(None), timeout=30_000)
+        result = compare.panes[1].pixels()
+        view.slider.setFocus()
+        qtbot.keyClick(view.slider, Qt.Key.Key_Home)
+        earliest = session.state.runs[1].steps[0]
+        qtbot.waitUntil(lambda: shown(earliest), timeout=30_000)
+        assert f"iterate {earliest}" in compare.panes[1].caption.text()
+        first = compare.panes[1].pixels()
+        assert first is not None
+        assert result is not None
+        assert first.shape == result.shape
+        assert not np.allclose(first, result)
+        # the residual of each iterate is there, and falls
+        falling = session.state.runs[1].data_residuals
+        assert len(falling) > 1
+        assert falling[-1] < falling[0]
+    finally:
+        with qtbot.waitSignal(session.closed, timeout=30_000):
+            session.close()
+        session.deleteLater()

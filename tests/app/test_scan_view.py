@@ -111,9 +111,7 @@ def middle(tree: QTreeWidget, row: int) -> QPoint:
     return tree.visualItemRect(item_at(tree, row)).center()
 
 
-def test_the_open_scans_are_listed_and_a_click_selects_one(
-    qtbot: QtBot, view: ScanView, session: Session
-) -> None:
+def test_the_open_scans_are_listed_and_a_click_selects_one(qtbot: QtBot, view: ScanView, session: Session) -> None:
     assert rows(view.scans) == [["tooth.h5", "CT Data Exchange HDF5"], ["brain.h5", "MRI fastMRI HDF5"]]
     current = view.scans.currentItem()
     assert current is not None
@@ -210,9 +208,7 @@ def test_a_double_click_or_enter_shows_a_result_in_the_active_pane(
     assert session.state.panes[1].run == "a"
 
 
-def test_delete_forgets_a_result_but_not_one_that_runs(
-    qtbot: QtBot, view: ScanView, session: Session
-) -> None:
+def test_delete_forgets_a_result_but_not_one_that_runs(qtbot: QtBot, view: ScanView, session: Session) -> None:
     session._set(
         replace(
             session.state,

@@ -25,9 +25,7 @@ from equipoise_engine.protocol import FineTuneSettings, ReconstructSettings
 # It speaks the protocol; the name of the file that is opened says what it does.
 SMALL_ENGINE = Path(__file__).with_name("small_engine.py")
 
-QUICK = Limits(
-    heartbeat=0.05, answer=0.5, start=20.0, cancel=0.4, steady=10.0, delays=(0.05, 0.05, 0.1), losses=5
-)
+QUICK = Limits(heartbeat=0.05, answer=0.5, start=20.0, cancel=0.4, steady=10.0, delays=(0.05, 0.05, 0.1), losses=5)
 
 Make = Callable[..., Session]
 
@@ -35,19 +33,21 @@ Make = Callable[..., Session]
 @pytest.fixture
 def make(qtbot: QtBot, tmp_path: Path) -> Iterator[Make]:
     """Return a function that makes a session with an engine command; all are closed at the end."""
-    made: list[Session] = []
+    made: list[tuple[Session, list[bool]]] = []
 
     def build(*command: str, limits: Limits = QUICK) -> Session:
         store = SettingsStore(tmp_path / f"settings-{len(made)}.ini")
         store.save(Settings(engine_command=tuple(command)))
         session = Session(store, limits)
-        made.append(session)
+        ended: list[bool] = []
+        session.closed.connect(lambda: ended.append(True))
+        made.append((session, ended))
         return session
 
     yield build
-    for session in made:
-        with qtbot.waitSignal(session.closed, timeout=15_000):
-            session.close()
+    for session, ended in made:
+        session.close()
+        qtbot.waitUntil(lambda ended=ended: bool(ended), timeout=15_000)  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -83,11 +83,7 @@ def is_ready(state: State) -> bool:
 def shows(pane: int, run: str | None = None, index: int | None = None) -> Callable[[State], bool]:
     def holds(state: State) -> bool:
         picture = state.panes[pane].picture
-        return (
-            picture is not None
-            and (run is None or picture.run == run)
-            and (index is None or picture.index == index)
-        )
+        return picture is not None and (run is None or picture.run == run) and (index is None or picture.index == index)
 
     return holds
 
@@ -145,9 +141,7 @@ def test_engine_that_is_never_ready_is_ended(qtbot: QtBot, make: Make) -> None:
     assert session.state.jobs[0].phase is JobPhase.FAILED
 
 
-def test_engine_of_another_version_is_refused_with_its_words(
-    qtbot: QtBot, make: Make, small: tuple[str, ...]
-) -> None:
+def test_engine_of_another_version_is_refused_with_its_words(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
     session = make(*small, "old", limits=replace(QUICK, losses=1))
     session.start()
     until(qtbot, session, lambda s: s.engine.phase is EnginePhase.STOPPED)
@@ -201,9 +195,7 @@ def test_one_slice_per_pane_is_under_way_and_the_last_wish_wins(
     assert len(asked) == 2
 
 
-def test_views_that_change_the_state_see_changes_in_order(
-    qtbot: QtBot, make: Make, small: tuple[str, ...]
-) -> None:
+def test_views_that_change_the_state_see_changes_in_order(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
     session = make(*small)
     seen: list[tuple[State, State]] = []
 
@@ -247,9 +239,7 @@ def test_scan_that_ends_the_engine_is_not_opened_again_but_others_are(
     assert [r.run for r in session.state.runs] == ["run-2"]
 
 
-def test_scan_is_given_up_when_work_on_it_ended_two_engines(
-    qtbot: QtBot, make: Make, small: tuple[str, ...]
-) -> None:
+def test_scan_is_given_up_when_work_on_it_ended_two_engines(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
     session = make(*small)
     session.start()
     session.open("/data/a.h5")
@@ -281,9 +271,7 @@ def test_cancel_that_is_not_obeyed_ends_the_engine_with_a_notice(
     until(qtbot, session, is_ready)
 
 
-def test_job_that_was_not_sent_yet_is_cancelled_at_once(
-    qtbot: QtBot, make: Make, small: tuple[str, ...]
-) -> None:
+def test_job_that_was_not_sent_yet_is_cancelled_at_once(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
     session = make(*small)
     session.start()
     session.open("/data/a.h5")
@@ -297,13 +285,15 @@ def test_job_that_was_not_sent_yet_is_cancelled_at_once(
 def test_restart_on_demand_is_no_loss_in_the_count(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
     session = make(*small)
     session.start()
-    session.open("/data/a.h5")
+    session.open("/data/a.h5", 1.5)
     until(qtbot, session, lambda s: quiet(s) and shows(0)(s))
     first = session.engine_pid
     session.restart_engine()
     until(qtbot, session, lambda s: quiet(s) and s.scans[0].scan == "scan-1#2")
     assert session.engine_pid != first
     assert session.state.engine.restarts == 0
+    # what the user has said about the scan is not forgotten
+    assert session.state.scans[0].geometry == (("Centre", "1.5"),)
 
 
 def test_bad_stored_settings_are_told(qtbot: QtBot, tmp_path: Path) -> None:
@@ -355,7 +345,7 @@ def test_real_engine_killed_while_idle(qtbot: QtBot, make: Make, disc_scan: Path
     until(qtbot, session, lambda s: quiet(s) and s.scans[0].scan.endswith("#2"), 60)
     assert session.state.slice_index == before.slice_index
     session.reconstruct(ReconstructSettings(method="fbp"))
-    until(qtbot, session, lambda s: quiet(s) and shows(1)(s), 60)
+    until(qtbot, session, lambda s: quiet(s) and shows(0, s.runs[-1].run)(s) and len(s.runs) == 2, 60)
 
 
 def test_real_engine_killed_while_busy(qtbot: QtBot, make: Make, disc_scan: Path) -> None:
@@ -405,3 +395,44 @@ def test_real_engine_refuses_a_file_that_is_no_scan(qtbot: QtBot, make: Make, tm
     assert "letter.h5" in session.state.jobs[0].message
     assert is_ready(session.state)
     assert session.state.engine.restarts == 0
+
+
+def test_real_engine_adapts_and_exports(qtbot: QtBot, make: Make, disc_scan: Path, tmp_path: Path) -> None:
+    session = make(limits=PATIENT)
+    session.start()
+    session.open(str(disc_scan))
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s), 90)
+    weights = tmp_path / "adapted.safetensors"
+    session.adapt(FineTuneSettings(steps=2, batch=1), str(weights))
+    until(qtbot, session, quiet, 200)
+    assert session.state.jobs[-1].phase is JobPhase.DONE, session.state.jobs[-1]
+    training = session.state.trainings[0]
+    assert training.finished
+    assert training.steps == (1, 2)
+    assert session.state.models == (str(weights),)
+    assert weights.is_file()
+    picture = tmp_path / "disc.tif"
+    session.export(session.state.runs[0].run, str(picture), "tiff")
+    until(qtbot, session, quiet, 30)
+    assert session.state.jobs[-1].phase is JobPhase.DONE, session.state.jobs[-1]
+    assert picture.is_file()
+    assert session.settings.export_folder == str(tmp_path)
+
+
+def test_closing_lets_the_real_engine_save_its_training(
+    qtbot: QtBot, make: Make, disc_scan: Path, tmp_path: Path
+) -> None:
+    session = make(limits=PATIENT)
+    session.start()
+    session.open(str(disc_scan))
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s), 90)
+    weights = tmp_path / "interrupted.safetensors"
+    session.adapt(FineTuneSettings(steps=100_000, batch=1), str(weights))
+    until(qtbot, session, lambda s: bool(s.trainings) and len(s.trainings[0].steps) >= 1, 120)
+    ended: list[bool] = []
+    session.closed.connect(lambda: ended.append(True))
+    began = time.monotonic()
+    session.close()
+    assert time.monotonic() - began < 0.1
+    qtbot.waitUntil(lambda: bool(ended), timeout=15_000)
+    assert weights.is_file()

@@ -65,9 +65,7 @@ def test_place_of_the_file_can_be_named(tmp_path: Path, monkeypatch: pytest.Monk
         ("export_folder", QByteArray(b"x")),
     ],
 )
-def test_bad_value_falls_back_with_a_sentence_and_leaves_the_others(
-    tmp_path: Path, key: str, value: object
-) -> None:
+def test_bad_value_falls_back_with_a_sentence_and_leaves_the_others(tmp_path: Path, key: str, value: object) -> None:
     file = tmp_path / "settings.ini"
     SettingsStore(file).save(Settings(font_size=11, theme="dark", export_folder="/x", cancel_seconds=2.0))
     stored = QSettings(str(file), QSettings.Format.IniFormat)

@@ -112,9 +112,7 @@ def with_job(state: State, job: int, kind: str = "reconstruct") -> State:
 
 
 def opened() -> State:
-    return play(
-        with_job(State(), 1, "open"), (0, READY), (1, Opened(facts=scan())), (1, Finished(seconds=2.0))
-    )
+    return play(with_job(State(), 1, "open"), (0, READY), (1, Opened(facts=scan())), (1, Finished(seconds=2.0)))
 
 
 def with_result() -> State:
@@ -206,9 +204,7 @@ def test_run_of_another_scan_takes_panes_of_the_old_scan_and_keeps_their_picture
     state = with_result()
     state = play(with_job(state, 8, "open"), (8, Opened(facts=scan("scan-2", "/data/b.h5"))))
     assert state.panes[0].picture is not None
-    other = Started(
-        run="run-5", scan="scan-2", settings=ReconstructSettings(method="fbp"), preview_slice=2, total=1
-    )
+    other = Started(run="run-5", scan="scan-2", settings=ReconstructSettings(method="fbp"), preview_slice=2, total=1)
     state = play(state, (9, other))
     assert state.panes[0].run == "run-5"
     assert state.panes[0].picture is not None
@@ -285,9 +281,7 @@ def test_failed_slice_is_not_asked_for_again_and_is_no_notice() -> None:
 
 
 def test_job_ends_once() -> None:
-    state = play(
-        with_job(opened(), 2), (2, Working(stage="read", done=1, total=4)), (2, Finished(seconds=3.0))
-    )
+    state = play(with_job(opened(), 2), (2, Working(stage="read", done=1, total=4)), (2, Finished(seconds=3.0)))
     later = play(
         state,
         (2, Failed(kind="internal", message="late")),
@@ -448,9 +442,7 @@ EVENTS: st.SearchStrategy[Event | EngineLost] = st.one_of(
     st.just(Failed(kind="internal", message="m")),
     st.builds(lambda expected: EngineLost("gone", (), expected), st.booleans()),
     st.builds(
-        lambda n: Trained(
-            step=n, total=6, terms=(("sum", 1.0),), forward_steps=1.0, backward_steps=1.0, seconds=1.0
-        ),
+        lambda n: Trained(step=n, total=6, terms=(("sum", 1.0),), forward_steps=1.0, backward_steps=1.0, seconds=1.0),
         NUMBERS,
     ),
     st.just(Tuned(path="w", steps=1, seconds=1.0, losses=(), stopped=True)),

@@ -18,7 +18,9 @@ def linear(radii: list[float], scale: float = 1.0) -> tuple[Map, Tensor]:
     """A symmetric map per sample with spectrum in [0, radius], and its fixed points."""
     generator = torch.Generator().manual_seed(0)
     basis, _ = torch.linalg.qr(torch.randn((SIZE, SIZE), dtype=torch.float64, generator=generator))
-    matrices = torch.stack([basis @ torch.diag(torch.linspace(0, r, SIZE, dtype=torch.float64)) @ basis.T for r in radii])
+    matrices = torch.stack(
+        [basis @ torch.diag(torch.linspace(0, r, SIZE, dtype=torch.float64)) @ basis.T for r in radii]
+    )
     offset = scale * torch.randn((len(radii), SIZE), dtype=torch.float64, generator=generator)
     fixed = torch.linalg.solve(torch.eye(SIZE, dtype=torch.float64) - matrices, offset[:, :, None])[:, :, 0]
 
@@ -84,7 +86,10 @@ def test_a_sample_that_diverges_to_nan_leaves_the_others_alone() -> None:
 
 def test_an_expanding_map_ends_at_the_limit_and_keeps_the_best() -> None:
     found = solve(
-        lambda x, samples: 1.5 * x + 1.0, torch.ones((1, 4), dtype=torch.float64), method=Anderson(memory=0), stop=Stop(1e-6, 20)
+        lambda x, samples: 1.5 * x + 1.0,
+        torch.ones((1, 4), dtype=torch.float64),
+        method=Anderson(memory=0),
+        stop=Stop(1e-6, 20),
     )
     assert found.outcome is Outcome.MAX_STEPS
     assert float(found.residual) == pytest.approx(float(found.residuals.min()))

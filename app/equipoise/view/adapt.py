@@ -165,6 +165,7 @@ class AdaptView(QWidget):
         column.addWidget(self.progress)
         column.addWidget(self.use_button)
         column.addWidget(self.plot, 1)
+        column.addStretch(0)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
@@ -212,6 +213,7 @@ class AdaptView(QWidget):
     def _show_training(self) -> None:
         training, job = self._training()
         self.progress.setVisible(training is not None)
+        self.plot.setVisible(training is not None and bool(training.steps))
         if training is None:
             self.use_button.hide()
             return
@@ -403,8 +405,7 @@ def _progress(training: Training, job: Job | None) -> str:
         parts.append(f"Step {training.steps[-1]}{total} · {_duration(training.seconds)}")
         if training.forward_steps and training.backward_steps:
             parts.append(
-                f"solver steps: {training.forward_steps[-1]:.1f} forward, "
-                f"{training.backward_steps[-1]:.1f} backward"
+                f"solver steps: {training.forward_steps[-1]:.1f} forward, {training.backward_steps[-1]:.1f} backward"
             )
     text = " · ".join(parts)
     if job is None or job.active:

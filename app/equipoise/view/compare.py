@@ -177,9 +177,7 @@ class CompareView(QWidget):
             return
         at_home = self._seen.isEmpty() or self._seen == self._home
         # another scale or another object: the old part of the plane would say nothing
-        elsewhere = (
-            not home.intersects(self._seen) or max(home.width(), 1e-9) / max(self._seen.width(), 1e-9) > 50
-        )
+        elsewhere = not home.intersects(self._seen) or max(home.width(), 1e-9) / max(self._seen.width(), 1e-9) > 50
         self._home = home
         if at_home or elsewhere:
             self._set_view(home)
@@ -356,9 +354,7 @@ def _place(state: State, picture: Picture | None) -> QRectF:
     if run is not None:
         # while a run has no result yet, its field of view is that of the other results of its scan
         results = [run.result] if run.result is not None else []
-        results += [
-            other.result for other in state.runs if other.result is not None and other.scan == run.scan
-        ]
+        results += [other.result for other in state.runs if other.result is not None and other.scan == run.scan]
         if results:
             first = results[0]
             height, width = first.shape[1] * first.voxel_mm[1], first.shape[2] * first.voxel_mm[2]

@@ -167,15 +167,11 @@ class ControlsView(QWidget):
         self.filter_window = QComboBox()
         self.filter_window.addItems(WINDOWS)
         self.filter_window.setAccessibleName("Filter window")
-        self.filter_window.setToolTip(
-            "Window of the ramp filter, sharpest first (Kak and Slaney, 1988, chapter 3)"
-        )
+        self.filter_window.setToolTip("Window of the ramp filter, sharpest first (Kak and Slaney, 1988, chapter 3)")
         self.model = ModelChooser("Model")
         self.views_every = _count("Use every k-th view", "1 uses all views; more try a shorter scan", 1, 64)
         self.views_used = QLabel()
-        self.accelerate = _count(
-            "Acceleration", "1 uses all lines; R keeps one of R lines, and the centre", 1, 16
-        )
+        self.accelerate = _count("Acceleration", "1 uses all lines; R keeps one of R lines, and the centre", 1, 16)
         self.views_every.valueChanged.connect(self._show_used)
 
         self.slices = QComboBox()
@@ -205,9 +201,7 @@ class ControlsView(QWidget):
         self.centre.setPlaceholderText("from the file, or found")
         self.centre.returnPressed.connect(self._reopen)
         self.reopen_button = QPushButton("Re-open with this centre")
-        self.reopen_button.setToolTip(
-            "Read the scan again; without a centre it takes the file's, or finds it"
-        )
+        self.reopen_button.setToolTip("Read the scan again; without a centre it takes the file's, or finds it")
         self.reopen_button.clicked.connect(self._reopen)
 
         self.form = QFormLayout()
@@ -305,9 +299,7 @@ class ControlsView(QWidget):
             self.method.clear()
             for method in methods:
                 self.method.addItem(FULL_NAMES.get(method, method), method)
-                self.method.setItemData(
-                    self.method.count() - 1, SENTENCES.get(method, ""), Qt.ItemDataRole.ToolTipRole
-                )
+                self.method.setItemData(self.method.count() - 1, SENTENCES.get(method, ""), Qt.ItemDataRole.ToolTipRole)
             if before in methods:
                 self.method.setCurrentIndex(methods.index(before))
         self.method.blockSignals(False)

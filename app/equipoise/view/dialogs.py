@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import PySide6
 from PySide6.QtCore import QEvent, QObject, Qt, Slot
-from PySide6.QtGui import QGuiApplication, QKeyEvent
+from PySide6.QtGui import QFontDatabase, QGuiApplication, QKeyEvent
 from PySide6.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -57,8 +58,6 @@ LIBRARIES = (
     ("numpy", "arrays", "BSD-3-Clause"),
     ("scipy", "numerics", "BSD-3-Clause"),
     ("numba", "compiled projections", "BSD-2-Clause"),
-    ("sigpy", "coil sensitivities", "BSD-3-Clause"),
-    ("algotom", "rotation centre, ring removal", "Apache-2.0"),
     ("h5py", "HDF5 files", "BSD-3-Clause"),
     ("hdf5plugin", "HDF5 filters", "MIT and others"),
     ("tifffile", "TIFF files", "BSD-3-Clause"),
@@ -68,6 +67,15 @@ LIBRARIES = (
     ("platformdirs", "folders", "MIT"),
     ("psutil", "memory figures", "BSD-3-Clause"),
 )
+
+
+def libraries() -> tuple[tuple[str, str, str], ...]:
+    """Return name, use and licence of each library that this installation requires."""
+    try:
+        required = {re.split(r"[^\w.-]", line, maxsplit=1)[0].lower() for line in requires("equipoise") or ()}
+    except PackageNotFoundError:
+        return LIBRARIES
+    return tuple(library for library in LIBRARIES if library[0].lower() in required)
 
 
 def _version(name: str) -> str:
@@ -97,12 +105,10 @@ def system_information(state: State, settings: Settings) -> str:
     if status is not None:
         lines.append(f"Engine memory: {status.host_used / 1e9:.2f} of {status.host_total / 1e9:.1f} GB")
         if status.device_total:
-            lines.append(
-                f"Device memory: {status.device_used / 1e9:.2f} of {status.device_total / 1e9:.1f} GB"
-            )
+            lines.append(f"Device memory: {status.device_used / 1e9:.2f} of {status.device_total / 1e9:.1f} GB")
     if state.engine.cause:
         lines.append(f"Last engine loss: {state.engine.cause}")
-    lines += [f"{name}: {_version(name)}" for name, _, _ in LIBRARIES]
+    lines += [f"{name}: {_version(name)}" for name, _, _ in libraries()]
     return "\n".join(lines)
 
 
@@ -123,9 +129,7 @@ class AboutDialog(QDialog):
         cite = QWidget()
         column = QVBoxLayout(cite)
         column.addWidget(
-            QLabel(
-                "The equilibrium model and its adaptation follow this paper; please cite it:", wordWrap=True
-            )
+            QLabel("The equilibrium model and its adaptation follow this paper; please cite it:", wordWrap=True)
         )
         self.citation = self._text(CITATION, "Citation")
         column.addWidget(self.citation, 1)
@@ -139,7 +143,7 @@ class AboutDialog(QDialog):
         self.copy_system = self._copy_button("Copy system information", self.system)
         column.addWidget(self.copy_system, 0, Qt.AlignmentFlag.AlignRight)
         tabs.addTab(system, "Versions")
-        others = "\n".join(f"{name} ({use}): {licence}" for name, use, licence in LIBRARIES)
+        others = "\n".join(f"{name} ({use}): {licence}" for name, use, licence in libraries())
         licences = f"Equipoise: BSD-3-Clause\n\n{others}\n\n{licence_text()}"
         tabs.addTab(self._text(licences, "Licences"), "Licences")
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
@@ -153,6 +157,7 @@ class AboutDialog(QDialog):
     def _text(self, content: str, name: str) -> QPlainTextEdit:
         text = QPlainTextEdit(content, readOnly=True)
         text.setAccessibleName(name)
+        text.setFont(QFontDatabase.systemFont(QFontDatabase.SystemFont.FixedFont))
         return text
 
     def _copy_button(self, label: str, source: QPlainTextEdit) -> QPushButton:
@@ -177,9 +182,7 @@ class ExportDialog(QDialog):
         Folder that is offered at first.
     """
 
-    def __init__(
-        self, runs: tuple[Run, ...], run: str | None, kind: str, folder: str, parent: QWidget
-    ) -> None:
+    def __init__(self, runs: tuple[Run, ...], run: str | None, kind: str, folder: str, parent: QWidget) -> None:
         super().__init__(parent)
         self.setWindowTitle("Export")
         self.setMinimumWidth(560)
@@ -194,9 +197,7 @@ class ExportDialog(QDialog):
         self.result_box.setCurrentIndex(max(0, self.result_box.findData(run)))
         self.format_box = QComboBox()
         self.format_box.setAccessibleName("Format")
-        self.format_box.setToolTip(
-            "TIFF: one file with all slices. DICOM: a folder with one file for each slice"
-        )
+        self.format_box.setToolTip("TIFF: one file with all slices. DICOM: a folder with one file for each slice")
         self.format_box.addItem("TIFF, 32-bit floating point", "tiff")
         self.format_box.addItem("DICOM series", "dicom")
         self.format_box.setCurrentIndex(max(0, self.format_box.findData(kind)))
@@ -305,9 +306,7 @@ class PreferencesDialog(QDialog):
         self.export_field.setToolTip("Folder that is offered for exports at first")
         self.cancel_box = QDoubleSpinBox(suffix=" s", minimum=0.5, maximum=600.0, decimals=1)
         self.cancel_box.setAccessibleName("Time to obey a cancel")
-        self.cancel_box.setToolTip(
-            "A job that has not stopped after this time is stopped by ending its engine"
-        )
+        self.cancel_box.setToolTip("A job that has not stopped after this time is stopped by ending its engine")
         self.cancel_box.setValue(settings.cancel_seconds)
         self.problem = QLabel(wordWrap=True)
         font_row = QHBoxLayout()
@@ -320,9 +319,7 @@ class PreferencesDialog(QDialog):
         form.addRow("Engine command", self.engine_field)
         form.addRow("Export folder", self.export_field)
         form.addRow("Time to obey a cancel", self.cancel_box)
-        self.buttons = QDialogButtonBox(
-            QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel
-        )
+        self.buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel)
         self.buttons.accepted.connect(self._accept)
         self.buttons.rejected.connect(self.reject)
         layout = QVBoxLayout(self)
@@ -409,9 +406,7 @@ class PaletteDialog(QDialog):
             if not enabled:
                 item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEnabled)
             self.list.addItem(item)
-        usable = [
-            row for row in range(self.list.count()) if self.list.item(row).flags() & Qt.ItemFlag.ItemIsEnabled
-        ]
+        usable = [row for row in range(self.list.count()) if self.list.item(row).flags() & Qt.ItemFlag.ItemIsEnabled]
         self.list.setCurrentRow(usable[0] if usable else -1)
 
     @Slot()
@@ -432,11 +427,11 @@ def closing_question(jobs: tuple[Job, ...], parent: QWidget) -> QMessageBox:
     box.setText("Jobs are still running." if len(jobs) > 1 else "A job is still running.")
     titles = "\n".join(f"• {job.title}" for job in jobs)
     saved = (
-        "\n\nA running adaptation saves its weights and can be continued later."
+        " A running adaptation saves its weights and can be continued later."
         if any(job.kind == "adapt" for job in jobs)
-        else ""
+        else " What is not finished is not kept."
     )
-    box.setInformativeText(f"{titles}\n\nClosing stops them; what they have so far is not kept.{saved}")
+    box.setInformativeText(f"{titles}\n\nClosing stops {'them' if len(jobs) > 1 else 'it'}.{saved}")
     box.addButton("Stop jobs and close", QMessageBox.ButtonRole.AcceptRole)
     stay = box.addButton("Keep working", QMessageBox.ButtonRole.RejectRole)
     box.setDefaultButton(stay)

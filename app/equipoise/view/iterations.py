@@ -9,7 +9,7 @@ from PySide6.QtCore import QEvent, Qt, QTimer
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QSlider, QStyle, QToolButton, QVBoxLayout, QWidget
 
 from equipoise.session import Session
-from equipoise.state import Run, State, find_run, shown_run
+from equipoise.state import Run, State, find_run
 from equipoise.view.plots import colour_plot, log_plot, positive_points, series_pen, series_symbol
 
 PLAY_INTERVAL_MS = 150
@@ -22,7 +22,8 @@ _SYMBOLS_UP_TO = 60
 class IterationsView(QWidget):
     """A slider over the iterates of the run in the active pane, and the residual curves of all runs.
 
-    The right end of the slider is the newest iterate while the run goes on, and its result afterwards.
+    The right end of the slider is the newest iterate while the run goes on, and its result afterwards. Where
+    the active pane shows a direct method, the slider serves the first pane that has iterates.
     """
 
     def __init__(self, session: Session) -> None:
@@ -40,9 +41,7 @@ class IterationsView(QWidget):
         self.play.toggled.connect(self._toggle)
         self.slider = QSlider(Qt.Orientation.Horizontal)
         self.slider.setAccessibleName("Iterate")
-        self.slider.setToolTip(
-            "Iterate in the active pane; the right end is the result, or the newest iterate"
-        )
+        self.slider.setToolTip("Iterate in the active pane; the right end is the result, or the newest iterate")
         self.slider.setPageStep(5)
         self.slider.valueChanged.connect(self._scrub)
         self.label = QLabel()
@@ -59,9 +58,7 @@ class IterationsView(QWidget):
         self._rest.timeout.connect(self._draw)
 
         palette = self.palette()
-        self.data_plot = log_plot(
-            "Data residual over the iteration", "Data residual  ‖A x − y‖ / ‖y‖", palette
-        )
+        self.data_plot = log_plot("Data residual over the iteration", "Data residual  ‖A x − y‖ / ‖y‖", palette)
         self.fixed_point_plot = log_plot(
             "Fixed-point residual over the iteration", "Fixed-point residual  ‖T(x) − x‖ / ‖T(x)‖", palette
         )
@@ -102,7 +99,7 @@ class IterationsView(QWidget):
             if others or not self._rest.isActive():
                 self._draw()
         if old.runs is not new.runs or old.panes is not new.panes or old.active_pane != new.active_pane:
-            if shown_run(old) is None or shown_run(new) is None or _key(old) != _key(new):
+            if _key(old) != _key(new):
                 self.play.setChecked(False)
             self._show_position()
 
@@ -144,8 +141,8 @@ class IterationsView(QWidget):
         self._colour()
 
     def _show_position(self) -> None:
-        run = shown_run(self._state)
-        pane = self._state.panes[self._state.active_pane]
+        pane = self._state.panes[_pane(self._state)]
+        run = find_run(self._state, pane.run)
         count = 0 if run is None else len(run.steps)
         position = count
         if run is not None and pane.step is not None:
@@ -167,11 +164,7 @@ class IterationsView(QWidget):
         if run is None:
             return "The active pane shows no run"
         if not run.steps:
-            return (
-                f"{run.label}: a direct method, without iterates"
-                if run.result
-                else f"{run.label}: no iterate yet"
-            )
+            return f"{run.label}: a direct method, without iterates" if run.result else f"{run.label}: no iterate yet"
         number = min(position, len(run.steps) - 1)
         if position < len(run.steps):
             where = f"iterate {run.steps[number]} of {run.steps[-1]}"
@@ -187,14 +180,15 @@ class IterationsView(QWidget):
     # --- gestures
 
     def _scrub(self, position: int) -> None:
-        run = shown_run(self._state)
+        number = _pane(self._state)
+        run = find_run(self._state, self._state.panes[number].run)
         if run is None or not run.steps:
             return
         if self._state.slice_index != run.preview_slice:
             # iterates are kept for this one slice
             self._session.set_slice(run.preview_slice)
         step = run.steps[position] if position < len(run.steps) else None
-        self._session.show_run(self._state.active_pane, run.run, step)
+        self._session.show_run(number, run.run, step)
 
     def _toggle(self, playing: bool) -> None:
         self._show_play(playing)
@@ -206,12 +200,11 @@ class IterationsView(QWidget):
         self._timer.start()
 
     def _advance(self) -> None:
-        run = find_run(self._state, self._state.panes[self._state.active_pane].run)
-        if run is None or self.slider.value() >= self.slider.maximum():
+        if self.slider.value() >= self.slider.maximum():
             self.play.setChecked(False)
             return
         # the next picture is asked for when this one has come, however slow the engine is
-        if self._state.panes[self._state.active_pane].asked is None:
+        if self._state.panes[_pane(self._state)].asked is None:
             self.slider.setValue(self.slider.value() + 1)
 
     def _show_play(self, playing: bool) -> None:
@@ -234,8 +227,19 @@ class IterationsView(QWidget):
             marker.setPen(pg.mkPen(palette.color(palette.ColorRole.Highlight), width=2))
 
 
+def _pane(state: State) -> int:
+    """Number of the pane whose iterates are looked at: the active one, or the first that has any."""
+    numbers: list[int] = [state.active_pane, *range(len(state.panes))]
+    for number in numbers:
+        run = find_run(state, state.panes[number].run)
+        if run is not None and run.steps:
+            return number
+    return state.active_pane
+
+
 def _key(state: State) -> tuple[int, str | None]:
-    return state.active_pane, state.panes[state.active_pane].run
+    number = _pane(state)
+    return number, state.panes[number].run
 
 
 def _nearest(steps: tuple[int, ...], step: int) -> int:

@@ -95,7 +95,7 @@ class LevelsControl(QWidget):
         layout.addWidget(self.link, 4, 0, 1, 2)
         layout.addWidget(self.maps, 5, 0, 1, 2)
         layout.setRowStretch(1, 1)
-        self.setFixedWidth(132)
+        self.setFixedWidth(148)
         self._colour()
         self.set_levels(0.0, 1.0)
 

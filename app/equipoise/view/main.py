@@ -122,20 +122,15 @@ class MainWindow(QMainWindow):
         column.addWidget(self.pages, 1)
         self.setCentralWidget(centre)
 
-        left, right, bottom = (
-            Qt.DockWidgetArea.LeftDockWidgetArea,
-            Qt.DockWidgetArea.RightDockWidgetArea,
-            Qt.DockWidgetArea.BottomDockWidgetArea,
-        )
         self.docks = {
-            "scan": self._dock("scan", "Scans", self.scan, left),
-            "controls": self._dock("controls", "Reconstruct", self.controls, right),
-            "adapt": self._dock("adapt", "Adapt", self.adapt_view, right),
-            "jobs": self._dock("jobs", "Jobs", self.jobs, bottom),
-            "log": self._dock("log", "Log", self.log, bottom),
+            "scan": self._dock("scan", "Scans", self.scan),
+            "controls": self._dock("controls", "Reconstruct", self.controls),
+            "adapt": self._dock("adapt", "Adapt", self.adapt_view),
+            "jobs": self._dock("jobs", "Jobs", self.jobs),
+            "log": self._dock("log", "Log", self.log),
         }
-        self.setCorner(Qt.Corner.BottomLeftCorner, left)
-        self.setCorner(Qt.Corner.BottomRightCorner, bottom)
+        self.setCorner(Qt.Corner.BottomLeftCorner, Qt.DockWidgetArea.LeftDockWidgetArea)
+        self.setCorner(Qt.Corner.BottomRightCorner, Qt.DockWidgetArea.BottomDockWidgetArea)
 
         self.actions_by_id: dict[str, QAction] = {}
         self._commands: dict[str, Command] = {}
@@ -200,9 +195,7 @@ class MainWindow(QMainWindow):
         engine = state.engine
         self.engine_label.setText(_PHASES[engine.phase])
         chosen = colours(self.palette())
-        colour = {EnginePhase.READY: chosen.good, EnginePhase.STOPPED: chosen.bad}.get(
-            engine.phase, chosen.muted
-        )
+        colour = {EnginePhase.READY: chosen.good, EnginePhase.STOPPED: chosen.bad}.get(engine.phase, chosen.muted)
         icon = qtawesome.icon(_PHASE_ICONS[engine.phase], color=colour)
         self.engine_icon.setPixmap(icon.pixmap(14, 14))
         tip = f"The engine process: {engine.phase.value}"
@@ -212,9 +205,7 @@ class MainWindow(QMainWindow):
         ready, status = engine.ready, engine.status
         if ready is not None:
             self.device_label.setText(ready.device)
-            self.device_label.setToolTip(
-                f"Computes on {ready.device}, {ready.threads} threads, torch {ready.torch}"
-            )
+            self.device_label.setToolTip(f"Computes on {ready.device}, {ready.threads} threads, torch {ready.torch}")
         if status is None:
             self.memory_label.setText("")
             return
@@ -240,7 +231,7 @@ class MainWindow(QMainWindow):
 
     # --- how it is built
 
-    def _dock(self, name: str, title: str, view: QWidget, area: Qt.DockWidgetArea) -> QDockWidget:
+    def _dock(self, name: str, title: str, view: QWidget) -> QDockWidget:
         dock = QDockWidget(title, self)
         dock.setObjectName(name)
         dock.setAccessibleName(title)
@@ -253,23 +244,23 @@ class MainWindow(QMainWindow):
             dock.setWidget(scroll)
         else:
             dock.setWidget(view)
-        self.addDockWidget(area, dock)
         return dock
 
     def _arrange(self) -> None:
         areas = {
             "scan": Qt.DockWidgetArea.LeftDockWidgetArea,
             "controls": Qt.DockWidgetArea.RightDockWidgetArea,
-            "adapt": Qt.DockWidgetArea.RightDockWidgetArea,
             "jobs": Qt.DockWidgetArea.BottomDockWidgetArea,
-            "log": Qt.DockWidgetArea.BottomDockWidgetArea,
         }
         for name, dock in self.docks.items():
             dock.setFloating(False)
-            self.addDockWidget(areas[name], dock)
-            dock.show()
+            self.removeDockWidget(dock)
+            if name in areas:
+                self.addDockWidget(areas[name], dock)
         self.tabifyDockWidget(self.docks["controls"], self.docks["adapt"])
         self.tabifyDockWidget(self.docks["jobs"], self.docks["log"])
+        for dock in self.docks.values():
+            dock.show()
         self.docks["controls"].raise_()
         self.docks["jobs"].raise_()
         self.resizeDocks([self.docks["scan"], self.docks["controls"]], [290, 310], Qt.Orientation.Horizontal)
@@ -459,9 +450,7 @@ class MainWindow(QMainWindow):
             after = dialog.chosen(before)
             self._session.change_settings(after)
             if after.engine_command != before.engine_command:
-                self._session.notify(
-                    "info", "The new engine command takes effect with Engine > Restart engine."
-                )
+                self._session.notify("info", "The new engine command takes effect with Engine > Restart engine.")
 
         dialog.accepted.connect(take_over)
         self._open_dialog(dialog)

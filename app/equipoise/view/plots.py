@@ -36,9 +36,7 @@ def series_symbol(number: int) -> str:
     return SERIES_SYMBOLS[number % len(SERIES_SYMBOLS)]
 
 
-def positive_points(
-    steps: Sequence[int], values: Sequence[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def positive_points(steps: Sequence[int], values: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the steps and values `(point,)`, float64, that a log axis can show: finite and above zero."""
     count = min(len(steps), len(values))
     x = np.asarray(steps[:count], dtype=np.float64)
@@ -79,8 +77,8 @@ def log_plot(name: str, quantity: str, palette: QPalette) -> pg.PlotWidget:
     item.setTitle(quantity, size="9pt")
     item.hideButtons()
     item.setMenuEnabled(False)
-    # a scan of a few steps must not spread over fractions of a step
-    item.getViewBox().setLimits(minXRange=4.0)
+    # a few steps must not spread so far that the axis counts in fractions
+    item.getViewBox().setLimits(xMin=0.0, minXRange=10.0)
     item.getViewBox().sigRangeChanged.connect(partial(_set_log_ticks, item.getAxis("left")))
     item.getViewBox().sigResized.connect(partial(_set_log_ticks, item.getAxis("left")))
     item.addLegend(offset=(-6, 6), labelTextSize="8pt", verSpacing=-4)
@@ -106,6 +104,11 @@ def log_ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
         found = [d + log10(m) for d in decades for m in mantissas if low <= d + log10(m) <= high]
         if len(found) <= most:
             break
+    if len(found) < 2:
+        # far less than a decade: no round number need lie inside
+        span = high - low
+        digits = max(3, 2 - floor(log10(span))) if span > 0 else 3
+        return [(p, f"{10**p:.{digits}g}") for p in (low + share * span for share in (0.1, 0.5, 0.9))]
     every = -(-len(found) // max(1, most))
     return [(position, f"{10**position:.3g}") for position in found[::every]]
 

@@ -52,6 +52,7 @@ class ScanView(QWidget):
         self.scans.currentItemChanged.connect(self._select)
         self.warnings = WarningBox()
         self.facts = _tree("Facts of the scan", ["Fact", "Value"])
+        self.facts.setTextElideMode(Qt.TextElideMode.ElideRight)
         self.matched = _tree("What was matched", ["Role", "Source", "Shape", "Reason"])
         self.matched.setToolTip("Which part of the file was taken for what, and why")
         tabs = QTabWidget()
@@ -129,9 +130,7 @@ class ScanView(QWidget):
         self.scans.blockSignals(True)
         self.scans.clear()
         for facts in self._state.scans:
-            item = QTreeWidgetItem(
-                [PurePath(facts.path).name, f"{_KINDS.get(facts.kind, '')} {facts.format}"]
-            )
+            item = QTreeWidgetItem([PurePath(facts.path).name, f"{_KINDS.get(facts.kind, '')} {facts.format}"])
             item.setData(0, _KEY, facts.scan)
             item.setToolTip(0, facts.path)
             item.setToolTip(1, facts.format)

@@ -54,16 +54,16 @@ LIGHT = Colours(
 
 DARK = Colours(
     name="dark",
-    window="#1f2227",
+    window="#24272d",
     base="#16181c",
-    alternate="#1b1e23",
-    button="#2c3037",
+    alternate="#1d2025",
+    button="#32363e",
     text="#e8eaed",
     muted="#a3abb5",
     disabled="#6d7580",
     accent="#5aa9f8",
     on_accent="#0c1116",
-    border="#3a4049",
+    border="#454c57",
     info="#1d3a56",
     warning="#4d3d14",
     error="#57211f",
@@ -158,5 +158,9 @@ def _style_sheet(chosen: Colours) -> str:
     QFrame#notice[severity="info"] {{ background: {chosen.info}; }}
     QFrame#notice[severity="warning"] {{ background: {chosen.warning}; }}
     QFrame#notice[severity="error"] {{ background: {chosen.error}; }}
+    QCheckBox::indicator:unchecked {{
+        border: 1px solid {chosen.muted}; background: {chosen.base}; border-radius: 2px;
+        width: 12px; height: 12px;
+    }}
     QLabel[muted="true"] {{ color: {chosen.muted}; }}
     """

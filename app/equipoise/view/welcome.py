@@ -30,9 +30,7 @@ class WelcomeView(QWidget):
         Runs a command.
     """
 
-    def __init__(
-        self, session: Session, commands: tuple[Command, ...], run: Callable[[Command], None]
-    ) -> None:
+    def __init__(self, session: Session, commands: tuple[Command, ...], run: Callable[[Command], None]) -> None:
         super().__init__()
         self._session = session
         self.picture = QLabel(alignment=Qt.AlignmentFlag.AlignCenter)

@@ -49,6 +49,8 @@ def read(path: Path, *, centre_px: float | None = None) -> Acquisition:
         The file is missing, empty, damaged, or its parts do not fit together.
     Unsupported
         It is a file of another kind, or compressed with a filter that is not installed.
+    OutOfMemory
+        One frame or one slice of it is larger than the free memory.
     """
     path = Path(path)
     if path.is_dir():
@@ -67,9 +69,7 @@ def read(path: Path, *, centre_px: float | None = None) -> Acquisition:
         raise _other_hdf5(file, path)
     except (OSError, RuntimeError, KeyError) as error:
         # Whatever a damaged file makes the library say that was not met with at a known place.
-        raise BadInput(
-            f"{path.name}: the HDF5 file is damaged ({error})", "Copy or download it again."
-        ) from error
+        raise BadInput(f"{path.name}: the HDF5 file is damaged ({error})", "Copy or download it again.") from error
 
 
 def _check_readable(path: Path) -> None:

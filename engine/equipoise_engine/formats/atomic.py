@@ -109,6 +109,18 @@ def new_folder(path: Path, needed: int, ours: Callable[[Path], bool]) -> Iterato
             shutil.rmtree(old, ignore_errors=True)
 
 
+def reserve(path: Path, size: int) -> None:
+    """Make a file of `size` bytes, so that a drive that cannot take it says so before work begins."""
+    with path.open("wb") as stream:
+        stream.truncate(size)
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(stream.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                    raise
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, have reached the disk."""
     if path.is_dir() and os.name == "nt":
@@ -141,9 +153,12 @@ def _write_error(path: Path, needed: int, error: Exception) -> BadInput:
     """Return one clear message for what the operating system said."""
     code = getattr(error, "errno", None)
     if code is None:
-        # The HDF5 library puts the number into its text.
-        found = re.search(r"errno = (\d+)", str(error))
-        code = int(found.group(1)) if found else None
+        # HDF5 and pydicom put the number into their text; numpy only says that a write fell short.
+        found = re.search(r"errno = (\d+)|\[Errno (\d+)\]", str(error))
+        if found:
+            code = int(found.group(1) or found.group(2))
+        elif "requested and" in str(error):
+            code = errno.ENOSPC if shutil.disk_usage(path.parent).free < MARGIN_BYTES else errno.EFBIG
     match code:
         case errno.ENOSPC | errno.EDQUOT:
             free = shutil.disk_usage(path.parent).free

@@ -14,7 +14,7 @@ import numpy as np
 from equipoise_engine.acquisition import CtAcquisition, DataState, Match, ParallelBeam
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.angles import repeated_views, to_radians
-from equipoise_engine.formats.hdf5 import Stored, attribute, check_dataset, find
+from equipoise_engine.formats.hdf5 import Stored, attribute, check_dataset, check_memory, find
 from equipoise_engine.formats.state import state_without_flats
 
 
@@ -39,9 +39,8 @@ def read_dataexchange(file: h5py.File, path: Path, centre_px: float | None) -> C
         raise BadInput(f"{path.name}: exchange/data is missing")
     data = check_dataset(found, path, kinds="iuf", axes=(3,))
     views, rows, columns = (int(n) for n in data.shape)
-    matched = [
-        Match("projections", "exchange/data", (views, rows, columns), "the dataset that Data Exchange names")
-    ]
+    check_memory(views * columns * 16, f"one slice of {path.name} ({views} views of {columns} columns)")
+    matched = [Match("projections", "exchange/data", (views, rows, columns), "the dataset that Data Exchange names")]
     warnings: list[str] = []
 
     frames: dict[str, Stored | None] = {}
@@ -71,9 +70,7 @@ def read_dataexchange(file: h5py.File, path: Path, centre_px: float | None) -> C
     else:
         angles = check_dataset(theta, path, kinds="iuf", axes=(1,))
         values = np.asarray(Stored(angles, path)[...], dtype=np.float64)
-        angle_rad, reading, notes = to_radians(
-            values, attribute(angles, "units"), where=f"{path.name}: exchange/theta"
-        )
+        angle_rad, reading, notes = to_radians(values, attribute(angles, "units"), where=f"{path.name}: exchange/theta")
         warnings.extend(notes)
         matched.append(Match("angles", "exchange/theta", (values.size,), reading))
     warnings.extend(repeated_views(angle_rad))

@@ -49,9 +49,7 @@ def read_fastmri(file: h5py.File, path: Path) -> MriAcquisition:
         kspace = Stored(data, path, dtype=single, add_axis=1)
         reason = "complex, three axes: one coil, (slice, ky, kx)"
     _, coils, rows, columns = kspace.shape
-    check_memory(
-        coils * rows * columns * 8 * 4, f"one slice of {path.name} ({coils} coils of {rows} x {columns})"
-    )
+    check_memory(coils * rows * columns * 8 * 4, f"one slice of {path.name} ({coils} coils of {rows} x {columns})")
     matched = [Match("k-space", "kspace", stored_shape, reason)]
 
     measured = _measured(kspace, path)
@@ -64,18 +62,14 @@ def read_fastmri(file: h5py.File, path: Path) -> MriAcquisition:
         if outside:
             warnings.append(f"{outside} k-space positions outside the mask hold values; they are left out.")
         sampled = measured & given
-        matched.append(
-            Match("sampling mask", "mask", tuple(int(n) for n in dataset.shape), f"lies along {axis}")
-        )
+        matched.append(Match("sampling mask", "mask", tuple(int(n) for n in dataset.shape), f"lies along {axis}"))
     if not sampled.any():
         raise BadInput(f"{path.name}: no k-space position was measured: all values are zero")
     share = float(sampled.mean())
     if share < 0.999:
         warnings.append(f"{100 * share:.1f} % of the k-space positions were measured; the others are zero.")
     if coils == 1:
-        warnings.append(
-            "There is one receive coil: missing lines cannot be made up for by coil sensitivities."
-        )
+        warnings.append("There is one receive coil: missing lines cannot be made up for by coil sensitivities.")
     field, slice_mm, header = _header(file, path, (rows, columns))
     if header is not None:
         matched.append(header)
@@ -121,9 +115,7 @@ def _measured(kspace: Samples, path: Path) -> NDArray[np.bool_]:
     return measured
 
 
-def _mask(
-    file: h5py.File, path: Path, plane: tuple[int, int]
-) -> tuple[h5py.Dataset, NDArray[np.bool_], str] | None:
+def _mask(file: h5py.File, path: Path, plane: tuple[int, int]) -> tuple[h5py.Dataset, NDArray[np.bool_], str] | None:
     """Return the mask's dataset, the mask on `(ky, kx)`, and the axis that it lies along, in words."""
     item = find(file, "mask", path)
     if item is None:
@@ -174,7 +166,5 @@ def _header(
     turned = matrix[0] == plane[1] and matrix[0] != plane[0]
     field = (extent[1], extent[0]) if turned else (extent[0], extent[1])
     thick = extent[2] / max(matrix[2], 1) if np.isfinite(extent[2]) and extent[2] > 0 else 1.0
-    reason = (
-        f"encoded field of view {extent[0]:g} x {extent[1]:g} mm; readout along {'kx' if turned else 'ky'}"
-    )
+    reason = f"encoded field of view {extent[0]:g} x {extent[1]:g} mm; readout along {'kx' if turned else 'ky'}"
     return field, thick, Match("field of view", "ismrmrd_header", (), reason)

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import h5py
-import hdf5plugin
+import hdf5plugin  # noqa: F401 - importing it registers the compression filters
 import numpy as np
 import psutil
 from numpy.typing import NDArray
@@ -17,8 +17,6 @@ from equipoise_engine.errors import BadInput, OutOfMemory, Unsupported
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_LINKS = 50_000
 MAX_LINK_CHAIN = 16
-KNOWN_PLUGINS = hdf5plugin.get_config().registered_filters
-"""Compression filters that importing hdf5plugin has brought, by name."""
 
 # Sources of virtual datasets are opened by the HDF5 library itself, which takes its locking from here.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
@@ -290,9 +288,7 @@ class Stored:
         ellipses = [i for i, k in enumerate(keys) if k is Ellipsis]
         missing = len(self._shape) - (len(keys) - len(ellipses))
         if missing < 0 or len(ellipses) > 1:
-            raise IndexError(
-                f"{len(keys)} indices for {self._path.name}:{self.name} of {len(self._shape)} axes"
-            )
+            raise IndexError(f"{len(keys)} indices for {self._path.name}:{self.name} of {len(self._shape)} axes")
         at = ellipses[0] if ellipses else len(keys)
         keys[at : at + len(ellipses)] = [slice(None)] * missing
         added: Any = None
@@ -329,9 +325,7 @@ class Stored:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def check_dataset(
-    item: h5py.Dataset | h5py.Group, path: Path, *, kinds: str, axes: tuple[int, ...]
-) -> h5py.Dataset:
+def check_dataset(item: h5py.Dataset | h5py.Group, path: Path, *, kinds: str, axes: tuple[int, ...]) -> h5py.Dataset:
     """Return `item` as a dataset that can be read.
 
     Parameters
@@ -363,9 +357,7 @@ def check_dataset(
     except (TypeError, ValueError) as error:
         raise BadInput(f"{where} has values of an unknown type ({error})") from error
     if kind not in kinds:
-        raise BadInput(
-            f"{where} holds values of type {item.dtype}; numbers of kind {_kind_names(kinds)} are needed"
-        )
+        raise BadInput(f"{where} holds values of type {item.dtype}; numbers of kind {_kind_names(kinds)} are needed")
     _check_filters(item, where)
     _check_sources(item, path)
     if not item.is_virtual and not item.external and item.id.get_storage_size() == 0:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput
-from equipoise_engine.formats.atomic import new_file, sync
+from equipoise_engine.formats.atomic import new_file, reserve, sync
 from equipoise_engine.formats.result import PROGRAM, check_volume, describe_json, program_version, unit_of
 from equipoise_engine.progress import Progress, Watch
 from equipoise_engine.volume import Volume
@@ -29,10 +29,18 @@ def write_hdf5(volume: Volume, path: Path, watch: Watch) -> list[Path]:
     """
     check_volume(volume)
     path = Path(path)
-    data = np.ascontiguousarray(volume.data, dtype=np.float32)
-    with new_file(path, data.nbytes + 1024 * data.shape[0] + (1 << 16)) as temporary:
-        with h5py.File(temporary, "w", libver="latest", locking=False) as file:
-            _fill(file, volume, data, watch)
+    data = np.ascontiguousarray(volume.data, dtype="<f4")
+    size = data.nbytes + (1 << 16)
+    with new_file(path, size) as temporary:
+        reserve(temporary, size)
+        with h5py.File(temporary, "w", locking=False) as file:
+            offset = _describe(file, volume, data)
+        # The values are written past the HDF5 library, which does not recover from a drive that fills up.
+        with temporary.open("r+b") as stream:
+            stream.seek(offset)
+            for index in range(data.shape[0]):
+                stream.write(data[index].tobytes())
+                watch(Progress("write", index + 1, 2 * data.shape[0]))
         sync(temporary)
         _compare(temporary, path, data, watch)
     return [path]
@@ -44,7 +52,8 @@ def _group(parent: h5py.Group, name: str, kind: str) -> h5py.Group:
     return group
 
 
-def _fill(file: h5py.File, volume: Volume, data: NDArray[np.float32], watch: Watch) -> None:
+def _describe(file: h5py.File, volume: Volume, data: NDArray[np.float32]) -> int:
+    """Write everything but the values; return where in the file these belong."""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     file.attrs["default"] = "entry"
     entry = _group(file, "entry", "NXentry")
@@ -74,19 +83,14 @@ def _fill(file: h5py.File, volume: Volume, data: NDArray[np.float32], watch: Wat
         plot[name] = positions.astype(np.float64)
         plot[name].attrs["units"] = unit
         plot.attrs[f"{name}_indices"] = axis
-    stored = plot.create_dataset(
-        "data",
-        data.shape,
-        np.float32,
-        chunks=(1, *data.shape[1:]),
-        shuffle=True,
-        compression="gzip",
-        compression_opts=1,
-    )
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple(data.shape)
+    stored = h5py.Dataset(h5py.h5d.create(plot.id, b"data", h5py.h5t.IEEE_F32LE, space, properties))
     stored.attrs["units"] = unit_of(volume)
-    for index in range(data.shape[0]):
-        stored[index] = data[index]
-        watch(Progress("write", index + 1, 2 * data.shape[0]))
+    return int(stored.id.get_offset())
 
 
 def _compare(temporary: Path, path: Path, data: NDArray[np.float32], watch: Watch) -> None:
@@ -95,7 +99,5 @@ def _compare(temporary: Path, path: Path, data: NDArray[np.float32], watch: Watc
         stored = file["entry/data/data"]
         for index in range(slices):
             if not np.array_equal(stored[index], data[index], equal_nan=True):
-                raise BadInput(
-                    f"{path}: slice {index} reads back differently", "The drive is faulty; try another."
-                )
+                raise BadInput(f"{path}: slice {index} reads back differently", "The drive is faulty; try another.")
             watch(Progress("write", slices + index + 1, 2 * slices))

@@ -19,6 +19,7 @@ from equipoise_engine.formats.hdf5 import (
     Stored,
     attribute,
     check_dataset,
+    check_memory,
     find,
     read_text,
     text_of,
@@ -94,6 +95,7 @@ def read_nxtomo(file: h5py.File, path: Path, centre_px: float | None) -> CtAcqui
         raise BadInput(f"{path.name}: {name} is missing")
     data = check_dataset(found, path, kinds="iuf", axes=(3,))
     count, rows, columns = (int(n) for n in data.shape)
+    check_memory(count * columns * 16, f"one slice of {path.name} ({count} frames of {columns} columns)")
     warnings: list[str] = []
 
     key_item = find(file, f"{group}/image_key", path)

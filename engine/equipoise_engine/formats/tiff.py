@@ -87,13 +87,9 @@ def _compare(temporary: Path, path: Path, data: NDArray[np.float32], watch: Watc
     slices = data.shape[0]
     with tifffile.TiffFile(temporary) as file:
         if len(file.pages) != slices:
-            raise BadInput(
-                f"{path}: read back {len(file.pages)} pages instead of {slices}", "Try another drive."
-            )
+            raise BadInput(f"{path}: read back {len(file.pages)} pages instead of {slices}", "Try another drive.")
         for index in range(slices):
             page = file.pages[index].asarray()
             if page.shape != data.shape[1:] or not np.array_equal(page, data[index], equal_nan=True):
-                raise BadInput(
-                    f"{path}: slice {index} reads back differently", "The drive is faulty; try another."
-                )
+                raise BadInput(f"{path}: slice {index} reads back differently", "The drive is faulty; try another.")
             watch(Progress("write", slices + index + 1, 2 * slices))

@@ -135,9 +135,7 @@ def _beam(
     return np.broadcast_to(level[:, None], size) - dark, dark
 
 
-def _row_medians(
-    beam: NDArray[np.float64], scan: CtAcquisition, start: int, step: int
-) -> NDArray[np.float64]:
+def _row_medians(beam: NDArray[np.float64], scan: CtAcquisition, start: int, step: int) -> NDArray[np.float64]:
     """Return the median open-beam signal of each row `(slice,)`."""
     empty = np.flatnonzero(~np.isfinite(beam).any(axis=1))
     if empty.size:

@@ -63,9 +63,7 @@ def find_centre(scan: CtAcquisition) -> CentreEstimate:
     rows = np.unique(np.linspace(0, scan.slices - 1, min(scan.slices, MAX_ROWS)).astype(int))
     step = max(int(rows[1] - rows[0]), 1) if rows.size > 1 else 1
     start = int(rows[0]) if rows.size > 1 else 0
-    return centre_of(
-        attenuation(scan, slice(start, None, step)), scan.geometry.angle_rad, name=scan.path.name
-    )
+    return centre_of(attenuation(scan, slice(start, None, step)), scan.geometry.angle_rad, name=scan.path.name)
 
 
 def centre_of(
@@ -111,15 +109,13 @@ def centre_of(
         other, error = massed
         text += f"; the centre of mass gives {other:.2f} px"
         if confidence < 0.3 and error < 0.25:
-            return _estimate(
-                other, "centre of mass", 0.5, text.replace("rotation", "unclear rotation", 1), columns
-            )
+            return _estimate(other, "centre of mass", 0.5, text.replace("rotation", "unclear rotation", 1), columns)
         confidence = max(confidence, 0.9) if abs(other - centre) < 1.5 else 0.8 * confidence
     return _estimate(centre, "opposite views", confidence, text, columns)
 
 
 def _estimate(centre: float, method: str, confidence: float, text: str, columns: int) -> CentreEstimate:
-    if not 0.15 * columns < centre < 0.85 * columns:
+    if not 0.2 * columns < centre < 0.8 * columns:
         confidence = min(confidence, 0.3)
         text += f"; it is near the edge of the detector of {columns} columns"
     if confidence < 0.5:
@@ -180,7 +176,9 @@ def _likeness(edges: NDArray[np.floating], pairs: NDArray[np.intp]) -> NDArray[n
     energy_a = correlate((views**2).sum(axis=(0, 1), keepdims=True), ones)
     energy_b = correlate(ones, (opposite**2).sum(axis=(0, 1), keepdims=True))
     overlap = columns - np.abs(np.arange(-columns + 1, columns))
-    likeness = joint / np.sqrt(np.maximum(energy_a * energy_b, 1e-30))
+    # Empty borders are alike too: an overlap counts for as much as there is to see in it.
+    whole = np.sqrt(np.sum(views**2) * np.sum(opposite**2))
+    likeness = joint / (np.sqrt(np.maximum(energy_a * energy_b, 0.0)) + 0.02 * whole + 1e-30)
     # Short overlaps are alike by chance.
     likeness[overlap < MIN_OVERLAP * columns] = -1.0
     return np.asarray(likeness, dtype=np.float64)
@@ -202,9 +200,7 @@ def _peak(likeness: NDArray[np.float64]) -> tuple[float, float, float]:
     return (columns - 1 + lag) / 2.0, float(likeness[best]), max(rival, 0.0)
 
 
-def _from_centre_of_mass(
-    sinograms: NDArray[np.float32], angle_rad: NDArray[np.float64]
-) -> tuple[float, float] | None:
+def _from_centre_of_mass(sinograms: NDArray[np.float32], angle_rad: NDArray[np.float64]) -> tuple[float, float] | None:
     """Return the axis and its standard error, or None where the object leaves the field of view."""
     columns = sinograms.shape[2]
     edge = max(columns // 40, 2)

@@ -79,9 +79,7 @@ def tooth(height: float) -> list[Ellipse]:
     return parts
 
 
-def strip_integral(
-    ellipse: Ellipse, angle_rad: NDArray[np.float64], edges: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def strip_integral(ellipse: Ellipse, angle_rad: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return line integrals averaged over detector pixels, `(view, column)`.
 
     A ray at angle `a` and position `s` is the line `x cos(a) + y sin(a) = s`. The integral over a pixel has a
@@ -109,9 +107,7 @@ def ct_line_integrals() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     angles = np.linspace(0.0, 180.0, CT_VIEWS, endpoint=False, dtype=np.float64)
     radians = np.asarray(np.deg2rad(angles), dtype=np.float64)
     reach = 0.5 * CT_COLUMNS * CT_PIXEL_MM * 0.92
-    edges = np.asarray(
-        (np.arange(CT_COLUMNS + 1) - 0.5 - CT_CENTRE_PX) * CT_PIXEL_MM / reach, dtype=np.float64
-    )
+    edges = np.asarray((np.arange(CT_COLUMNS + 1) - 0.5 - CT_CENTRE_PX) * CT_PIXEL_MM / reach, dtype=np.float64)
     peak = 2.2 / 1.4
     integrals = np.zeros((CT_VIEWS, CT_SLICES, CT_COLUMNS))
     for row in range(CT_SLICES):
@@ -194,9 +190,7 @@ def head(height: float) -> list[Ellipse]:
     return parts
 
 
-def ellipse_spectrum(
-    ellipse: Ellipse, kx: NDArray[np.float64], ky: NDArray[np.float64]
-) -> NDArray[np.complex128]:
+def ellipse_spectrum(ellipse: Ellipse, kx: NDArray[np.float64], ky: NDArray[np.float64]) -> NDArray[np.complex128]:
     """Return the continuous Fourier transform of an ellipse at frequencies in cycles per unit of length."""
     a, b = ellipse.half_axes
     x, y = ellipse.middle
@@ -246,9 +240,7 @@ def make_mri(path: Path) -> None:
     signal = mri_signal()
     noise = random.standard_normal(signal.shape) + 1j * random.standard_normal(signal.shape)
     kspace = (signal + MRI_NOISE * noise).astype(np.complex64)
-    images = np.fft.fftshift(
-        np.fft.ifft2(np.fft.ifftshift(kspace, axes=(-2, -1)), norm="ortho"), axes=(-2, -1)
-    )
+    images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, axes=(-2, -1)), norm="ortho"), axes=(-2, -1))
     rss = np.sqrt(np.sum(np.abs(images) ** 2, axis=1)).astype(np.float32)
     header = (
         '<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding><encodedSpace>'

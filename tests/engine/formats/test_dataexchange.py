@@ -69,9 +69,7 @@ def test_views_and_angles_must_agree(dataexchange: Maker) -> None:
 def test_an_angle_that_is_not_finite_is_named(dataexchange: Maker) -> None:
     theta = np.arange(12) * 15.0
     theta[[4, 9]] = np.nan
-    with pytest.raises(
-        BadInput, match=r"exchange/theta: 2 of 12 angles are not finite; the first is index 4"
-    ):
+    with pytest.raises(BadInput, match=r"exchange/theta: 2 of 12 angles are not finite; the first is index 4"):
         read(dataexchange(theta=theta))
 
 
@@ -91,9 +89,7 @@ def test_a_short_arc_is_warned_about(dataexchange: Maker) -> None:
 
 
 def test_frames_of_another_size_are_refused(dataexchange: Maker) -> None:
-    with pytest.raises(
-        BadInput, match=r"data_white has frames of \(3, 15\) pixels, the projections \(3, 16\)"
-    ):
+    with pytest.raises(BadInput, match=r"data_white has frames of \(3, 15\) pixels, the projections \(3, 16\)"):
         read(dataexchange(data_white=np.ones((2, 3, 15))))
 
 
@@ -141,9 +137,7 @@ def _blob(border: float, middle: float) -> np.ndarray:
         (_blob(-0.05, 0.9), DataState.ATTENUATION),
     ],
 )
-def test_the_state_without_flats_is_decided_by_content(
-    dataexchange: Maker, data: np.ndarray, state: DataState
-) -> None:
+def test_the_state_without_flats_is_decided_by_content(dataexchange: Maker, data: np.ndarray, state: DataState) -> None:
     scan = _read(dataexchange(data=data, data_white=None, data_dark=None))
     assert scan.state is state
     assert any("no open-beam frames" in warning for warning in scan.warnings)

@@ -83,9 +83,7 @@ def test_a_mask_that_fits_no_axis_is_refused(fastmri: Maker) -> None:
 
 
 @pytest.mark.parametrize(("x", "y", "field"), [(10, 8, (440.0, 220.0)), (8, 10, (220.0, 440.0))])
-def test_the_header_gives_the_field_of_view(
-    fastmri: Maker, x: int, y: int, field: tuple[float, float]
-) -> None:
+def test_the_header_gives_the_field_of_view(fastmri: Maker, x: int, y: int, field: tuple[float, float]) -> None:
     geometry = _read(fastmri(ismrmrd_header=HEADER.format(x=x, y=y))).geometry
     assert geometry.calibrated
     assert geometry.field_of_view_mm == field

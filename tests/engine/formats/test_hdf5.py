@@ -55,9 +55,7 @@ def test_a_link_out_of_the_folder_is_not_followed(
 
 
 def test_a_link_to_a_missing_file_names_it(dataexchange: Maker) -> None:
-    with pytest.raises(
-        BadInput, match=r"exchange/data is stored in another file, gone\.h5, which is missing"
-    ):
+    with pytest.raises(BadInput, match=r"exchange/data is stored in another file, gone\.h5, which is missing"):
         read(_linked(dataexchange(data=None), "gone.h5"))
 
 
@@ -94,9 +92,7 @@ def test_plugin_compression_is_read(dataexchange: Maker) -> None:
     frames = np.arange(12 * 3 * 16, dtype=np.uint16).reshape(12, 3, 16)
     path = dataexchange(data=None)
     with h5py.File(path, "r+") as file:
-        file["exchange"].create_dataset(
-            "data", data=frames, chunks=(1, 3, 16), compression=hdf5plugin.Bitshuffle()
-        )
+        file["exchange"].create_dataset("data", data=frames, chunks=(1, 3, 16), compression=hdf5plugin.Bitshuffle())
     scan = read(path)
     assert isinstance(scan, CtAcquisition)
     assert np.array_equal(scan.projections[:], frames)
@@ -121,6 +117,15 @@ def test_a_frame_larger_than_the_memory_is_refused(dataexchange: Maker) -> None:
         made = file["exchange"].create_dataset("data", (12, 1 << 22, 1 << 22), np.uint16, chunks=(1, 64, 64))
         made[0, :64, :64] = 1
     with pytest.raises(OutOfMemory, match=r"\(12, 4194304, 4194304\), takes .* GB of memory; .* GB are free"):
+        read(path)
+
+
+def test_a_slice_larger_than_the_memory_is_refused(dataexchange: Maker) -> None:
+    path = dataexchange(data=None, data_white=None, data_dark=None)
+    with h5py.File(path, "r+") as file:
+        made = file["exchange"].create_dataset("data", (1 << 40, 1, 64), np.uint16, chunks=(64, 1, 64))
+        made[:64] = 1
+    with pytest.raises(OutOfMemory, match=r"one slice of scan\.h5 \(1099511627776 views of 64 columns\)"):
         read(path)
 
 

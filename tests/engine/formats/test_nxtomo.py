@@ -67,12 +67,8 @@ def test_a_view_beyond_the_end_is_an_index_error(nxtomo: Maker) -> None:
         _read(nxtomo()).projections[12]
 
 
-@pytest.mark.parametrize(
-    ("pixel", "millimetres"), [((2.5, "um"), 0.0025), ((1e-5, "m"), 0.01), ((0.2, "mm"), 0.2)]
-)
-def test_pixel_size_with_units_calibrates(
-    nxtomo: Maker, pixel: tuple[float, str], millimetres: float
-) -> None:
+@pytest.mark.parametrize(("pixel", "millimetres"), [((2.5, "um"), 0.0025), ((1e-5, "m"), 0.01), ((0.2, "mm"), 0.2)])
+def test_pixel_size_with_units_calibrates(nxtomo: Maker, pixel: tuple[float, str], millimetres: float) -> None:
     geometry = _read(nxtomo(pixel=pixel)).geometry
     assert geometry.calibrated
     assert geometry.pixel_mm == pytest.approx(millimetres)

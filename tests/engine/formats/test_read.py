@@ -78,9 +78,7 @@ def test_read_says_what_another_kind_of_file_is(tmp_path: Path, start: bytes, sa
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
 def test_read_names_a_truncated_file_and_its_size(dataexchange: Maker, share: float) -> None:
-    path = dataexchange(
-        data=np.ones((12, 30, 160), np.uint16), data_white=np.ones((4, 30, 160)), data_dark=None
-    )
+    path = dataexchange(data=np.ones((12, 30, 160), np.uint16), data_white=np.ones((4, 30, 160)), data_dark=None)
     size = int(path.stat().st_size * share)
     os.truncate(path, size)
     with pytest.raises(BadInput, match=rf"scan\.h5: .*{size} bytes"):

@@ -305,9 +305,7 @@ def check_libraries(with_window: bool) -> None:
     install_debian_packages(sorted(set(missing.values())), f"Qt needs {', '.join(missing)}")
     left = missing_libraries(missing)
     if left:
-        raise BootstrapError(
-            f"Qt needs {', '.join(left)}, which still cannot be loaded after the installation."
-        )
+        raise BootstrapError(f"Qt needs {', '.join(left)}, which still cannot be loaded after the installation.")
 
 
 def debian_like() -> bool:
@@ -317,9 +315,7 @@ def debian_like() -> bool:
     except OSError:
         return False
     families = re.findall(r'^ID(?:_LIKE)?="?([^"\n]*)', text, re.MULTILINE)
-    return (
-        bool({"debian", "ubuntu"} & set(" ".join(families).split())) and shutil.which("apt-get") is not None
-    )
+    return bool({"debian", "ubuntu"} & set(" ".join(families).split())) and shutil.which("apt-get") is not None
 
 
 def may_install() -> bool:
@@ -461,8 +457,7 @@ def report_torch(venv: Path, stamp: dict[str, object]) -> None:
             known = json.loads(done.stdout.splitlines()[-1])
         except (ValueError, IndexError):
             raise BootstrapError(
-                f"torch is installed but does not start:\n{done.stderr.strip()[-2000:]}\n"
-                f"Delete {venv} and start again."
+                f"torch is installed but does not start:\n{done.stderr.strip()[-2000:]}\nDelete {venv} and start again."
             ) from None
         write_stamp(venv, {**stamp, "torch": known})
     for line in describe_torch(known):

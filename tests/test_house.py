@@ -212,9 +212,7 @@ def test_the_engine_is_built_from_the_ground_up() -> None:
         used = {name for name in imports_of(path) if name.startswith("equipoise_engine.")}
         if part in ("", *WIRE):
             allowed = {"equipoise_engine.protocol"} if part == "client" else set()
-            wrong += [
-                f"{module} imports {name}, it may import nothing of the engine" for name in used - allowed
-            ]
+            wrong += [f"{module} imports {name}, it may import nothing of the engine" for name in used - allowed]
             continue
         for name in used:
             other = engine_part(name)

@@ -9,6 +9,7 @@ import argparse
 import faulthandler
 import json
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--learning-rate", type=float, default=2e-4)
     finetune.add_argument("--equivariance-weight", type=float, default=1.0)
     finetune.add_argument("--batch", type=int, default=2, help="slices per step")
+    finetune.add_argument("--noise", type=float, help="standard deviation of the measured noise; default: estimated")
     finetune.add_argument("--start", metavar="FILE", help="weights to start from")
     finetune.add_argument("--resume", metavar="FILE", help="checkpoint to continue bit for bit")
     _undersampling(finetune)
@@ -195,8 +197,8 @@ def _reconstruct(arguments: argparse.Namespace) -> dict[str, Any]:
         "method": done.method,
         "outcome": done.outcome,
         "iterations": done.iterations,
-        "data_residuals": [step.data_residual for step in steps] or [done.data_residual],
-        "fixed_point_residuals": [step.fixed_point_residual for step in steps],
+        "data_residuals": [step.data_residual for step in steps],
+        "fixed_point_residuals": [] if done.outcome == "direct" else [step.fixed_point_residual for step in steps],
         "seconds": time.monotonic() - began,
         "files": [str(file) for file in files],
     }
@@ -225,6 +227,7 @@ def _finetune(arguments: argparse.Namespace) -> dict[str, Any]:
         learning_rate=arguments.learning_rate,
         equivariance_weight=arguments.equivariance_weight,
         batch=arguments.batch,
+        noise=arguments.noise,
         views_every=arguments.views_every,
         accelerate=arguments.accelerate,
         seed=arguments.seed,
@@ -291,7 +294,7 @@ def _silent(progress: Progress) -> None:
 
 def _report(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(_without_nan(result), allow_nan=False) + "\n")
         return
     for key, value in result.items():
         match value:
@@ -309,6 +312,19 @@ def _report(result: dict[str, Any], *, as_json: bool) -> None:
                 sys.stdout.write(f"{key}: {value:.4g}\n")
             case _:
                 sys.stdout.write(f"{key}: {value}\n")
+
+
+def _without_nan(value: Any) -> Any:
+    """Return the same tree with null for numbers that JSON cannot hold, as the residuals of a solve that diverged."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {name: _without_nan(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_without_nan(item) for item in value]
+        case _:
+            return value
 
 
 def _complain(error: EquipoiseError) -> None:

@@ -44,8 +44,9 @@ def conjugate_gradients(
 ) -> Reconstructed:
     """Minimise ||A x - y||^2 + damping^2 ||A||^2 ||x||^2 by conjugate gradients on the normal equations, from zero.
 
-    With damping zero this is CGLS (M. R. Hestenes and E. Stiefel 1952, doi:10.6028/jres.049.044), whose early iterates are the
-    regularised ones; with coil maps in A it is CG-SENSE (K. P. Pruessmann et al. 2001, doi:10.1002/mrm.1241).
+    With damping zero this is CGLS (M. R. Hestenes and E. Stiefel 1952, doi:10.6028/jres.049.044), whose early
+    iterates are the regularised ones; with coil maps in A it is CG-SENSE (K. P. Pruessmann et al. 2001,
+    doi:10.1002/mrm.1241).
 
     Parameters
     ----------
@@ -115,8 +116,8 @@ def total_variation(
 ) -> Reconstructed:
     """Minimise 1/2 <A x - y, W (A x - y)> + s TV(x) by an accelerated forward-backward method with an inner dual solve.
 
-    W is the weight of the physics, which makes the outer iteration well conditioned; s is `strength` times the root mean square of
-    the analytic image, so that it does not depend on the unit of y.
+    W is the weight of the physics, which makes the outer iteration well conditioned; s is `strength` times the root
+    mean square of the analytic image, so that it does not depend on the unit of y.
 
     Parameters
     ----------
@@ -129,8 +130,8 @@ def total_variation(
     watch
         Called after each step; the fixed-point residual is the relative change of the image.
 
-    Source: A. Beck and M. Teboulle 2009, doi:10.1109/TIP.2009.2028245, with the restart of B. O'Donoghue and E. Candes 2015,
-    doi:10.1007/s10208-013-9150-3.
+    Source: A. Beck and M. Teboulle 2009, doi:10.1109/TIP.2009.2028245, with the restart of B. O'Donoghue and E.
+    Candes 2015, doi:10.1007/s10208-013-9150-3.
     """
     x = physics.analytic(y)
     count = math.prod(physics.domain)
@@ -146,7 +147,10 @@ def total_variation(
         if bool(turning):
             grown = 1.0
         ahead = following + ((momentum - 1) / grown) * (following - x)
-        change = norms(following - x) / norms(following).clamp(min=torch.finfo(torch.float64).tiny)
+        reached = norms(following)
+        # an image without any positive value goes to zero at once: that is a change of one, not an infinite one
+        scale = torch.where(reached > 0, reached, norms(x)).clamp(min=torch.finfo(torch.float64).tiny)
+        change = norms(following - x) / scale
         x, momentum = following, grown
         step += 1
         watch(

@@ -1,9 +1,9 @@
 """Parallel-beam computed tomography: Joseph's projector, its exact transpose, and filtered back-projection.
 
-With the image pixel as unit of length, a ray of angle a at signed distance s from the axis meets a pixel centre at signed
-distance t = x cos a + y sin a. Joseph's interpolation (P. M. Joseph 1982, doi:10.1109/TMI.1982.4307572) then weighs the
-pixel by max(0, 1 - |t - s| / m) / m with m = max(|cos a|, |sin a|). The projector walks along rays, the transpose gathers at
-pixels; both use this weight, so they are exact transposes of each other.
+With the image pixel as unit of length, a ray of angle a at signed distance s from the axis meets a pixel centre at
+signed distance t = x cos a + y sin a. Joseph's interpolation (P. M. Joseph 1982, doi:10.1109/TMI.1982.4307572) then
+weighs the pixel by max(0, 1 - |t - s| / m) / m with m = max(|cos a|, |sin a|). The projector walks along rays, the
+transpose gathers at pixels; both use this weight, so they are exact transposes of each other.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _Array = NDArray[Any]
 FBP_WINDOWS = ("ram-lak", "shepp-logan", "cosine", "hann")
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(parallel=True, cache=True, nogil=True)
 def _project(image: _Array, flipped: _Array, cosines: _Array, sines: _Array, centre: float, out: _Array) -> None:
-    """Line integrals `out (batch, view, column)` of `image (batch, y, x)`; `flipped` is its transpose `(batch, x, y)`."""
+    """Put line integrals of `image (batch, y, x)` into `out (batch, view, column)`; `flipped` is its transpose."""
     batch, size, _ = image.shape
     views, columns = cosines.shape[0], out.shape[2]
     half = (size - 1) / 2
@@ -65,12 +65,12 @@ def _project(image: _Array, flipped: _Array, cosines: _Array, sines: _Array, cen
                 row[column] += weight * value
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(parallel=True, cache=True, nogil=True)
 def _backproject(sinogram: _Array, cosines: _Array, sines: _Array, widths: _Array, centre: float, out: _Array) -> None:
     """Gather `sinogram (batch, view, column)` at the pixels of `out (batch, y, x)`.
 
-    `widths (view,)` is the half-width m of the triangular footprint: max(|cos|, |sin|) gives the transpose of `_project`,
-    one gives linear interpolation.
+    `widths (view,)` is the half-width m of the triangular footprint: max(|cos|, |sin|) gives the transpose of
+    `_project`, one gives linear interpolation.
     """
     batch, views, columns = sinogram.shape
     size = out.shape[1]
@@ -101,8 +101,8 @@ def _backproject(sinogram: _Array, cosines: _Array, sines: _Array, widths: _Arra
 def angular_weights(angle_rad: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the arc that each view stands for `(view,)`, in radians, summing to pi.
 
-    Half the gap to each neighbour, with opposite views taken as the same direction; a gap of more than four median steps counts
-    as missing data and is not spread over its neighbours.
+    Half the gap to each neighbour, with opposite views taken as the same direction; a gap of more than four median
+    steps counts as missing data and is not spread over its neighbours.
     """
     order = np.argsort(np.mod(angle_rad, np.pi))
     sorted_angles = np.mod(angle_rad, np.pi)[order]
@@ -119,7 +119,8 @@ def angular_weights(angle_rad: NDArray[np.float64]) -> NDArray[np.float64]:
 def ramp_spectrum(columns: int, window: str = "ram-lak") -> NDArray[np.float64]:
     """Return the apodised ramp |f| at the frequencies of a real transform of the zero-padded detector `(frequency,)`.
 
-    The transform of the band-limited kernel sampled in space, which has the right mean value (Kak and Slaney 1988, eq. 3.61).
+    The transform of the band-limited kernel sampled in space, which has the right mean value (Kak and Slaney 1988,
+    eq. 3.61).
 
     Raises
     ------
@@ -132,19 +133,20 @@ def ramp_spectrum(columns: int, window: str = "ram-lak") -> NDArray[np.float64]:
     kernel[0] = 0.25
     odd = offset % 2 == 1
     kernel[odd] = -1 / (np.pi * offset[odd]) ** 2
-    ramp = np.fft.rfft(kernel).real
+    ramp: NDArray[np.float64] = np.fft.rfft(kernel).real
     frequency = np.fft.rfftfreq(padded)
     match window:
         case "ram-lak":
-            return ramp
+            taper = np.ones_like(frequency)
         case "shepp-logan":
-            return ramp * np.sinc(frequency)
+            taper = np.sinc(frequency)
         case "cosine":
-            return ramp * np.cos(np.pi * frequency)
+            taper = np.cos(np.pi * frequency)
         case "hann":
-            return ramp * 0.5 * (1 + np.cos(2 * np.pi * frequency))
+            taper = 0.5 * (1 + np.cos(2 * np.pi * frequency))
         case _:
             raise BadInput(f"unknown filter window {window!r}", f"Choose one of {', '.join(FBP_WINDOWS)}.")
+    return np.asarray(ramp * taper, dtype=np.float64)
 
 
 class ParallelBeamPhysics(Physics):
@@ -159,8 +161,8 @@ class ParallelBeamPhysics(Physics):
     columns
         Number of detector columns.
     size
-        Side of the image in pixels of `geometry.pixel_mm`; None takes `columns`. A larger one is for objects that reach beyond
-        the detector: what lies outside its view then has a place to be, instead of lighting up the edge.
+        Side of the image in pixels of `geometry.pixel_mm`; None takes `columns`. A larger one is for objects that
+        reach beyond the detector: what lies outside its view then has a place to be, instead of lighting up the edge.
 
     Raises
     ------
@@ -217,7 +219,7 @@ class ParallelBeamPhysics(Physics):
         return torch.from_numpy(out).to(y.device)
 
     def weight(self, residual: Tensor) -> Tensor:
-        """Return W r `(batch, view, column)`: a ramp filter that saturates where the Fourier lines of the views part."""
+        """Return W r `(batch, view, column)`: a ramp that saturates where the Fourier lines of the views part."""
         return self._filter(residual, self._weight)
 
     def analytic(self, y: Tensor) -> Tensor:
@@ -230,7 +232,7 @@ class ParallelBeamPhysics(Physics):
         weighted = y.detach() * self._arcs.to(y.device, y.dtype)[:, None]
         margin = max(0, -(-(self.domain[0] - self.range[1]) // 2))
         if margin:
-            # beyond the detector the edge value goes on: better than a fall to zero, which the ramp would turn into a bright rim
+            # beyond the detector the edge value goes on: a fall to zero would become a bright rim under the ramp
             weighted = torch.nn.functional.pad(weighted, (margin, margin), mode="replicate")
             spectrum = torch.from_numpy(ramp_spectrum(weighted.shape[-1], window)) / self.geometry.pixel_mm
         return self._gather(self._filter(weighted, spectrum), np.ones_like(self._joseph), self.centre_px + margin)
@@ -238,7 +240,7 @@ class ParallelBeamPhysics(Physics):
     def _filter(self, sinogram: Tensor, spectrum: Tensor) -> Tensor:
         columns = sinogram.shape[-1]
         transformed = torch.fft.rfft(sinogram, n=_padded(columns), dim=-1)
-        filtered = torch.fft.irfft(
+        filtered: Tensor = torch.fft.irfft(
             transformed * spectrum.to(sinogram.device, sinogram.dtype), n=_padded(columns), dim=-1
         )
         return filtered[..., :columns]
@@ -271,10 +273,9 @@ class ParallelBeamPhysics(Physics):
 
 
 def compile_kernels() -> None:
-    """Compile the kernels, or load them from the cache of an earlier run, so that the first image does not wait for them."""
+    """Compile the kernels, or load them from the cache of an earlier run, so that the first image need not wait."""
     physics = ParallelBeamPhysics(ParallelBeam(np.zeros(1), centre_px=1.5), 4)
-    for dtype in (torch.float32, torch.float64):
-        physics.adjoint(physics.forward(torch.zeros((1, 4, 4), dtype=dtype)))
+    physics.adjoint(physics.forward(torch.zeros((1, 4, 4))))
 
 
 def _padded(columns: int) -> int:

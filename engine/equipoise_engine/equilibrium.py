@@ -1,7 +1,8 @@
 """The deep equilibrium node: x* = T(x*, y) forward, modular implicit differentiation backward.
 
-The node gives vector-Jacobian products to the parameters of T and to y. So any composition of such nodes, in particular the
-equivariant imaging loss, which calls the model on its own output, is differentiated by ordinary automatic differentiation.
+The node gives vector-Jacobian products to the parameters of T and to y. So any composition of such nodes, in
+particular the equivariant imaging loss, which calls the model on its own output, is differentiated by ordinary
+automatic differentiation.
 
 Source: A. Mehta, R. Kitichotkul, V. K. Goyal, J. Tachella 2025, arXiv:2511.18667; S. Bai, J. Z. Kolter, V. Koltun 2019,
 arXiv:1909.01377.
@@ -22,7 +23,7 @@ from equipoise_engine.progress import Watch, unwatched
 from equipoise_engine.solve import Anderson, Iterate, Outcome, Solution, Stop, solve
 
 StepMap = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""T(x, y, samples), differentiable in x, y and the parameters; `samples (active,)` says which of the batch x and y are."""
+"""T(x, y, samples), differentiable in x, y and the parameters; `samples (active,)` says which of the batch they are."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class BackwardReport:
 
 
 class _Implicit(torch.autograd.Function):
-    """Give x* through, and differentiate it by the implicit function theorem. Keeps x* and y, never a graph of the solve."""
+    """Pass x* on and differentiate it by the implicit function theorem; keeps x* and y, never a graph of the solve."""
 
     @staticmethod
     def forward(
@@ -98,7 +99,7 @@ class _Implicit(torch.autograd.Function):
             value = step(x, measured, torch.arange(x.shape[0], device=x.device))
 
         def apply(v: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(value, x, v, retain_graph=True)
+            product: Tensor = torch.autograd.grad(value, x, v, retain_graph=True)[0]
             return v - product
 
         v = u
@@ -138,8 +139,8 @@ def equilibrium(
     y
         Measurements `(batch, ...)`.
     x0
-        Where the solve starts `(batch, ...)`, or the state of an earlier solve; has no gradient. It must depend on y alone:
-        a start that already solves the equivariance loss is a fixed point of an untrained map.
+        Where the solve starts `(batch, ...)`, or the state of an earlier solve; has no gradient. It must depend on y
+        alone: a start that already solves the equivariance loss is a fixed point of an untrained map.
     parameters
         Everything else that T depends on and that may need a gradient.
     report
@@ -160,5 +161,7 @@ def equilibrium(
     needed = y.requires_grad or any(p.requires_grad for p in parameters)
     if not (torch.is_grad_enabled() and needed):
         return solution.value, solution
-    value: Tensor = _Implicit.apply(solution.value, y, step, backward, report or BackwardReport(), watch, *parameters)
+    value: Tensor = _Implicit.apply(  # type: ignore[no-untyped-call]
+        solution.value, y, step, backward, report or BackwardReport(), watch, *parameters
+    )
     return value, solution

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 from equipoise_engine.equilibrium import BackwardReport, BackwardSettings, ForwardSettings
 from equipoise_engine.errors import BadInput, NumericalTrouble
 from equipoise_engine.groups import rotation_angles
-from equipoise_engine.losses import equivariance, measurement_consistency
+from equipoise_engine.losses import equivariance, measurement_consistency, recorrupt
 from equipoise_engine.measured import Measured
 from equipoise_engine.model import EquilibriumModel
+from equipoise_engine.networks import as_channels, expansion
 from equipoise_engine.operators import Physics
 from equipoise_engine.progress import Cancelled, Progress, Watch, unwatched
 from equipoise_engine.solve import Solution, Stop
@@ -24,7 +25,20 @@ from equipoise_engine.weights import Checkpoint
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. `steps` counts those of the checkpoint that is continued; 0 leaves the limit to `seconds`."""
+    """How to train.
+
+    Parameters
+    ----------
+    steps
+        Optimiser steps in all, those of the checkpoint that is continued included; 0 leaves the limit to `seconds`.
+    seconds
+        Time limit; 0 leaves it to `steps`.
+    contraction_weight, largest_gain
+        Weight of the penalty on a denoiser that expands some direction at the reconstruction by more than
+        `largest_gain`; it keeps the fixed point unique, in particular where the measurements say nothing.
+    forward, backward
+        How the solves of the training are done.
+    """
 
     steps: int = 0
     seconds: float = 0.0
@@ -32,8 +46,10 @@ class TrainSettings:
     equivariance_weight: float = 1.0
     batch: int = 2
     seed: int = 0
-    forward: ForwardSettings = ForwardSettings(stop=Stop(tolerance=1e-3, max_steps=40))
-    backward: BackwardSettings = BackwardSettings()
+    contraction_weight: float = 0.1
+    largest_gain: float = 0.95
+    forward: ForwardSettings = field(default_factory=lambda: ForwardSettings(stop=Stop(tolerance=1e-3, max_steps=40)))
+    backward: BackwardSettings = field(default_factory=BackwardSettings)
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,8 @@ def training_step(
 ) -> StepReport:
     """Take one optimiser step on measurement consistency plus equivariance, and say what it did.
 
+    Where the noise level is known, the measurements are recorrupted, so that their noise is not fitted.
+
     Raises
     ------
     NumericalTrouble
@@ -90,10 +108,19 @@ def training_step(
         return result
 
     angles = rotation_angles(drawn.y.shape[0], generator, avoid_step_rad=drawn.view_step_rad, device=drawn.y.device)
-    x_hat = reconstruct(drawn.y, drawn.physics)
-    consistency = measurement_consistency(x_hat, drawn.y, drawn.physics).mean()
-    equivariant = equivariance(x_hat, drawn.physics, reconstruct, angles=angles).mean()
-    loss = consistency + settings.equivariance_weight * equivariant
+    noise = None
+    given, target = drawn.y, drawn.y
+    if drawn.noise > 0:
+        noise = drawn.noise * drawn.physics.noise_like(drawn.y, generator)
+        given, target = recorrupt(drawn.y, drawn.noise * drawn.physics.noise_like(drawn.y, generator))
+    x_hat = reconstruct(given, drawn.physics)
+    consistency = measurement_consistency(x_hat, target, drawn.physics).mean()
+    equivariant = equivariance(x_hat, drawn.physics, reconstruct, angles=angles, noise=noise).mean()
+    one = as_channels(x_hat[:1].detach())
+    direction = torch.randn(one.shape, generator=generator).to(one.device)
+    gain, _ = expansion(model.denoiser, one, direction, steps=4)
+    contraction = (gain - settings.largest_gain).clamp(min=0).square().mean()
+    loss = consistency + settings.equivariance_weight * equivariant + settings.contraction_weight * contraction
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     size = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -108,6 +135,7 @@ def training_step(
             ("total", float(loss.detach())),
             ("measurement consistency", float(consistency.detach())),
             ("equivariance", float(equivariant.detach())),
+            ("contraction", float(contraction.detach())),
         ),
         float(forward),
         sum(report.steps) / max(1, len(report.steps)),

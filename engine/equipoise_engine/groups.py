@@ -11,8 +11,8 @@ from torch import Tensor
 def rotate(image: Tensor, angle_rad: Tensor) -> Tensor:
     """Return each image turned counter-clockwise about its centre by its own angle.
 
-    Quarter turns exchange axes; the rest (at most 45 degrees) is three shears, each an exact shift of every line in Fourier
-    space, on an image zero-padded to twice its size. Differentiable; what is turned out of the frame is lost.
+    Quarter turns exchange axes; the rest (at most 45 degrees) is three shears, each an exact shift of every line in
+    Fourier space, on an image zero-padded to twice its size. Differentiable; what is turned out of the frame is lost.
 
     Parameters
     ----------
@@ -26,8 +26,8 @@ def rotate(image: Tensor, angle_rad: Tensor) -> Tensor:
     Tensor
         `(batch, y, x)`.
 
-    Source: A. W. Paeth 1986, "A fast algorithm for general raster rotation"; M. Unser, P. Thevenaz, L. Yaroslavsky 1995,
-    doi:10.1109/83.469936.
+    Source: A. W. Paeth 1986, "A fast algorithm for general raster rotation"; M. Unser, P. Thevenaz, L. Yaroslavsky
+    1995, doi:10.1109/83.469936.
     """
     rows, columns = image.shape[-2:]
     side = max(rows, columns)
@@ -36,7 +36,7 @@ def rotate(image: Tensor, angle_rad: Tensor) -> Tensor:
     signed = torch.remainder(angle_rad + math.pi, 2 * math.pi) - math.pi
     quarter = torch.round(signed / (math.pi / 2))
     rest = (signed - quarter * (math.pi / 2)).to(image.real.dtype)
-    # the quarter turn comes first for positive angles and last for negative ones, so that -angle undoes angle step by step
+    # the quarter turn comes first for positive angles, last for negative ones: -angle undoes angle step by step
     first = torch.where(signed >= 0, quarter, torch.zeros_like(quarter))
     turned = _quarter_turns(image, first)
     margin = side // 2
@@ -68,7 +68,7 @@ def _shear(image: Tensor, slope: Tensor, centre: float, axis: int) -> Tensor:
     else:
         phase = shift[:, None, :] * frequency[:, None]
     spectrum = torch.fft.fft(image, dim=axis) * torch.exp(-2j * math.pi * phase)
-    sheared = torch.fft.ifft(spectrum, dim=axis)
+    sheared: Tensor = torch.fft.ifft(spectrum, dim=axis)
     return sheared if image.is_complex() else sheared.real
 
 
@@ -80,8 +80,8 @@ def rotation_angles(
     Parameters
     ----------
     avoid_step_rad
-        Spacing of equally spaced views: turning by a multiple of it only permutes the measurements and teaches nothing, so
-        angles within a quarter step of such a multiple are moved out to it.
+        Spacing of equally spaced views: turning by a multiple of it only permutes the measurements and teaches
+        nothing, so angles within a quarter step of such a multiple are moved out to it.
     """
     angles = torch.rand(batch, generator=generator) * (2 * math.pi)
     if avoid_step_rad is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from equipoise_resources import weights_path
 
 from equipoise_engine import __version__, protocol
 from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match, MriAcquisition, content_hash
@@ -27,10 +27,12 @@ from equipoise_engine.formats.tiff import write_tiff
 from equipoise_engine.measured import Measured, Undersampling, measure
 from equipoise_engine.methods import is_direct, methods_for, run, with_defaults
 from equipoise_engine.model import EquilibriumModel
+from equipoise_engine.operators import norms
 from equipoise_engine.preprocess.centre import find_centre
 from equipoise_engine.progress import Cancelled, Progress, Watch
 from equipoise_engine.volume import Iterates, Store, Volume
 from equipoise_engine.weights import Checkpoint, read_checkpoint, write_checkpoint
+from equipoise_resources import weights_path
 
 Emit = Callable[[protocol.Event], None]
 
@@ -94,8 +96,8 @@ def scan_facts(key: str, scan: Acquisition) -> protocol.ScanFacts:
 def reconstruct(request: protocol.Reconstruct, store: Store, emit: Emit, watch: Watch, device: torch.device) -> None:
     """Reconstruct a scan slice by slice and emit `Started`, `Step` and `Reconstructed`.
 
-    The preview slice comes first, alone, and its iterates are kept in the store; the other slices follow in batches. Stopped and kept,
-    the best iterate of the preview slice becomes the result.
+    The preview slice comes first, alone, and its iterates are kept in the store; the other slices follow in batches.
+    Stopped and kept, the best iterate of the preview slice becomes the result.
     """
     scan = store.scan(request.scan)
     name = store.new_id("run")
@@ -140,9 +142,15 @@ def reconstruct(request: protocol.Reconstruct, store: Store, emit: Emit, watch: 
             residuals.extend(done.data_residual.tolist())
             if start == preview:
                 steps = done.iterations
+                if direct:
+                    # the one image of a direct method can be looked at while the other slices follow
+                    store.add_iterate(name, 1, pieces[start][0])
+                    emit(protocol.Step(run=name, step=1, data_residual=residuals[0], fixed_point_residual=0.0))
             emit(protocol.Working(stage="slices", done=len(residuals), total=last - first))
             watch(Progress("slices", len(residuals), last - first))
     except StopAndKeep:
+        if newest is None and preview in pieces:
+            newest, residual = pieces[preview][0], residuals[0]
         if newest is None:
             raise
         pieces, outcomes, residuals = {preview: newest[None]}, ["stopped"], [residual]
@@ -223,9 +231,14 @@ def adapt(
         raise BadInput("CT and MRI scans cannot be adapted to together", "Choose scans of one kind.")
     if not out.parent.is_dir():
         raise BadInput(f"the folder {out.parent} of the weights does not exist", "Choose another folder.")
-    if settings.steps <= 0 and settings.minutes <= 0:
+    if settings.steps <= 0 and not 0 < settings.minutes < math.inf:
         raise BadInput("neither a number of steps nor a time is given", "Give --steps or --minutes.")
-    if settings.batch < 1 or settings.learning_rate <= 0 or settings.equivariance_weight < 0:
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise BadInput(f"{out} cannot be written: it is a folder, or lies in a read-only one", "Choose another name.")
+    if settings.noise is not None and not 0 <= settings.noise < math.inf:
+        raise BadInput(f"a noise of {settings.noise:g} is not a standard deviation", "Give 0 or more.")
+    usable = math.isfinite(settings.learning_rate) and math.isfinite(settings.equivariance_weight)
+    if settings.batch < 1 or not usable or settings.learning_rate <= 0 or settings.equivariance_weight < 0:
         raise BadInput(
             f"batch {settings.batch}, learning rate {settings.learning_rate:g} and equivariance weight "
             f"{settings.equivariance_weight:g} must be at least 1, above 0 and at least 0"
@@ -233,12 +246,15 @@ def adapt(
     start, settings = _start(settings, scans[0])
     undersampling = Undersampling(settings.views_every, settings.accelerate)
     measured = tuple(_training_part(scan, undersampling, device, watch) for scan in scans)
+    if settings.noise is not None:
+        measured = tuple(replace(part, noise=settings.noise) for part in measured)
     manifest = {
         "program": f"Equipoise {__version__}",
         "torch": torch.__version__,
         "device": str(device),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": msgspec.to_builtins(settings),
+        "noise": [part.noise for part in measured],
         "scans": [{"name": scan.path.name, "sha256": content_hash(scan.path)} for scan in scans],
         "start": {k: v for k, v in start.manifest.items() if k in ("pretrain", "scans", "settings", "program")},
     }
@@ -346,7 +362,10 @@ def read_slice(request: protocol.ReadSlice, store: Store) -> tuple[protocol.Slic
 
 def contrast(pixels: np.ndarray[Any, np.dtype[np.float32]]) -> tuple[float, float]:
     """Return the 1st and 99.8th percentile of the finite values, from a sample of at most a million."""
-    stride = max(1, pixels.size // 1_000_000)
+    stride = math.ceil(pixels.size / 1_000_000) or 1
+    # a stride that shares a factor with the width would see some columns only
+    while pixels.ndim and math.gcd(stride, pixels.shape[-1]) > 1:
+        stride += 1
     sample = pixels.reshape(-1)[::stride]
     sample = sample[np.isfinite(sample)]
     if sample.size == 0:
@@ -368,7 +387,7 @@ def slice_range(settings: protocol.ReconstructSettings, scan: Acquisition) -> tu
 def load_model(
     settings: protocol.ReconstructSettings, scan: Acquisition, device: torch.device
 ) -> EquilibriumModel | None:
-    """Return the network for method "deq", from the file that is named or the one that ships; None for other methods."""
+    """Return the network for method "deq", from the file named or the one that ships; None for other methods."""
     if settings.method != "deq":
         return None
     return _weights(settings.model, scan).model(device).eval()
@@ -409,12 +428,27 @@ def _start(settings: protocol.FineTuneSettings, scan: Acquisition) -> tuple[Chec
         raise BadInput(
             f"{settings.resume} holds weights without the state of a training", "Start from it instead of resuming it."
         )
-    own = msgspec.convert(checkpoint.manifest["settings"], protocol.FineTuneSettings)
+    try:
+        own = msgspec.convert(checkpoint.manifest["settings"], protocol.FineTuneSettings)
+    except (KeyError, msgspec.ValidationError) as error:
+        raise BadInput(
+            f"{settings.resume} does not say with which settings it was trained",
+            "Start from it instead of resuming it.",
+        ) from error
     return checkpoint, msgspec.structs.replace(own, steps=settings.steps, minutes=settings.minutes)
 
 
 def _training_part(scan: Acquisition, undersampling: Undersampling, device: torch.device, watch: Watch) -> Measured:
-    """Prepare the slices of a scan that training draws from."""
+    """Prepare the slices of a scan that training draws from: at most TRAINING_SLICES, none that is empty."""
+    measured = _evenly_chosen(scan, undersampling, device, watch)
+    # nothing can be learnt relative to the size of data that are zero
+    filled = torch.nonzero(norms(measured.y) > 0)[:, 0]
+    if filled.numel() == 0:
+        raise BadInput(f"{scan.path.name}: all slices are zero; there is nothing to adapt to", "Choose another scan.")
+    return measured if filled.numel() == measured.y.shape[0] else measured.select(filled)
+
+
+def _evenly_chosen(scan: Acquisition, undersampling: Undersampling, device: torch.device, watch: Watch) -> Measured:
     stride = max(1, math.ceil(scan.slices / TRAINING_SLICES))
     parts: list[Measured] = []
     indices = range(stride // 2, scan.slices, stride)
@@ -427,6 +461,7 @@ def _training_part(scan: Acquisition, undersampling: Undersampling, device: torc
         torch.cat([part.y for part in parts]),
         parts[0].physics.joined([part.physics for part in parts[1:]]),
         parts[0].view_step_rad,
+        sum(part.noise for part in parts) / len(parts),
     )
 
 

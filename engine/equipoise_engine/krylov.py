@@ -41,7 +41,8 @@ def gmres(
     tuple
         v `(batch, ...)`, why each sample stopped, and the number of applications of M.
 
-    Source: Y. Saad and M. H. Schultz 1986, doi:10.1137/0907058. Inner products are real, so complex values are pairs of reals.
+    Source: Y. Saad and M. H. Schultz 1986, doi:10.1137/0907058. Inner products are real, so complex values are pairs
+    of reals.
     """
     batch = right.shape[0]
     size = norms(right)

@@ -1,7 +1,8 @@
-"""From an acquisition to numbers that a reconstruction takes: measurements of some slices, and the physics that made them."""
+"""From an acquisition to what a reconstruction takes: measurements of some slices, and the physics that made them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,15 +47,18 @@ class Measured:
         For all these slices.
     view_step_rad
         Spacing of equally spaced CT views, whose multiples are no useful rotations; None otherwise.
+    noise
+        Standard deviation of the noise in y (of each of real and imaginary part); 0 where it is not known.
     """
 
     y: Tensor
     physics: Physics
     view_step_rad: float | None = None
+    noise: float = 0.0
 
     def select(self, slices: Tensor) -> Measured:
         """Return a part of the slices; `slices (batch,)` int64 indexes them."""
-        return Measured(self.y[slices], self.physics.select(slices), self.view_step_rad)
+        return replace(self, y=self.y[slices], physics=self.physics.select(slices))
 
 
 def measure(
@@ -102,33 +106,67 @@ def _measure_ct(scan: CtAcquisition, slices: slice, device: torch.device, wanted
     if wanted.accelerate != 1:
         raise BadInput("a CT scan has no phase-encoding lines to leave out", "Leave out views instead.")
     views = scan.projections.shape[0]
-    if not 1 <= wanted.views_every <= views // 2:
-        raise BadInput(f"every {wanted.views_every}-th of {views} views: the step must lie in 1 to {views // 2}")
+    largest = max(1, views // 2)
+    if not 1 <= wanted.views_every <= largest:
+        raise BadInput(f"every {wanted.views_every}-th of {views} views: the step must lie in 1 to {largest}")
     sinograms = attenuation(scan, slices)[:, :: wanted.views_every]
     angles = scan.geometry.angle_rad[:: wanted.views_every]
     columns = sinograms.shape[-1]
     size = columns + 2 * (columns // 4) if is_truncated(sinograms) else columns
     physics = ParallelBeamPhysics(replace(scan.geometry, angle_rad=angles), columns, size)
     y = torch.from_numpy(np.ascontiguousarray(sinograms)).to(device)
-    return Measured(y, physics, _equal_step(angles))
+    return Measured(y, physics, _equal_step(angles), sinogram_noise(sinograms))
 
 
 def is_truncated(sinograms: NDArray[np.float32]) -> bool:
-    """Whether the object reaches beyond the detector: an edge of `(slice, view, column)` sees over 10 % of the usual peak."""
+    """Whether the object outreaches the detector: an edge of `(slice, view, column)` sees over 10 % of the peak."""
     edge = max(1, sinograms.shape[-1] // 50)
     peak = float(np.median(sinograms.max(axis=-1)))
     left, right = np.median(sinograms[..., :edge]), np.median(sinograms[..., -edge:])
     return bool(max(left, right) > 0.1 * peak)
 
 
+def sinogram_noise(sinograms: NDArray[np.float32]) -> float:
+    """Return the standard deviation of white noise in sinograms `(slice, view, column)`.
+
+    From the median of the finest diagonal Haar coefficients, which edges hardly enter (D. L. Donoho and I. M.
+    Johnstone 1994, doi:10.1093/biomet/81.3.425).
+    """
+    across = np.diff(sinograms, axis=2)
+    diagonal = 0.5 * np.diff(across, axis=1)
+    return float(np.median(np.abs(diagonal)) / 0.6745) if diagonal.size else 0.0
+
+
+def kspace_noise(kspace: Tensor, mask: Tensor) -> float:
+    """Return the standard deviation of real and imaginary part of the noise in k-space `(slice, coil, ky, kx)`.
+
+    From the median magnitude of the sampled outermost tenth of positions, where there is hardly any signal.
+    """
+    rows, columns = mask.shape
+    y = (torch.arange(rows) - rows // 2) / (rows / 2)
+    x = (torch.arange(columns) - columns // 2) / (columns / 2)
+    radius = torch.sqrt(y[:, None] ** 2 + x[None, :] ** 2)
+    outer = mask & (radius >= torch.quantile(radius[mask], 0.9))
+    return float(kspace[..., outer].abs().median()) / math.sqrt(2 * math.log(2))
+
+
 def _equal_step(angles: NDArray[np.float64]) -> float | None:
     steps = np.abs(np.diff(angles))
-    if steps.size == 0 or np.ptp(steps) > 0.05 * float(np.median(steps)):
+    usual = float(np.median(steps)) if steps.size else 0.0
+    if usual == 0.0 or np.ptp(steps) > 0.05 * usual:
         return None
-    return float(np.median(steps))
+    return usual
 
 
 def _measure_mri(scan: MriAcquisition, slices: slice, device: torch.device, wanted: Undersampling) -> Measured:
     kspace, mask = kspace_of(scan, slices, wanted)
-    maps = torch.stack([torch.from_numpy(coil_maps(one.numpy(), mask.numpy())) for one in kspace])
-    return Measured(kspace.to(device), CartesianPhysics(maps, mask).to(device))
+    maps = torch.stack([_maps(one, mask) for one in kspace])
+    physics = CartesianPhysics(maps, mask).to(device)
+    return Measured(kspace.to(device), physics, noise=kspace_noise(kspace, mask))
+
+
+def _maps(kspace: Tensor, mask: Tensor) -> Tensor:
+    """Return coil maps `(coil, y, x)`; a slice without any signal, as beyond the object, has equal ones."""
+    if not bool(kspace.any()):
+        return torch.full_like(kspace, 1 / math.sqrt(kspace.shape[0]))
+    return torch.from_numpy(coil_maps(kspace.numpy(), mask.numpy()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +15,8 @@ from equipoise_engine.equilibrium import ForwardSettings
 from equipoise_engine.errors import BadInput
 from equipoise_engine.measured import Measured, Undersampling, kspace_of, measure
 from equipoise_engine.model import EquilibriumModel
-from equipoise_engine.operators import Physics
 from equipoise_engine.mri import root_sum_of_squares
+from equipoise_engine.operators import Physics
 from equipoise_engine.progress import Progress, Watch, unwatched
 from equipoise_engine.protocol import ReconstructSettings
 from equipoise_engine.solve import Stop
@@ -101,8 +102,8 @@ def with_defaults(settings: ReconstructSettings, scan: Acquisition) -> tuple[Met
         ("tolerance", settings.tolerance),
         ("strength", settings.strength),
     ):
-        if value < 0:
-            raise BadInput(f"{name} {value} is below 0")
+        if not 0 <= value < math.inf:
+            raise BadInput(f"{name} {value} is not a number from 0 on")
     return method, ReconstructSettings(
         method=settings.method,
         iterations=settings.iterations or method.iterations,

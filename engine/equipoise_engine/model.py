@@ -1,4 +1,4 @@
-"""The equilibrium reconstruction model f(y): the fixed point of a gradient step on the data followed by a learned denoiser."""
+"""The equilibrium reconstruction model f(y): the fixed point of a gradient step on the data and a learned denoiser."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ class Architecture:
 
 
 class EquilibriumModel(nn.Module):
-    """f(y) = x* with x* = T(x*, y), T(x, y) = D(x - A^H W (A x - y)): proximal gradient with a learned D.
+    """f(y) = x* with x* = T(x*, y), T(x, y) = D(x - g A^H W (A x - y)): proximal gradient with a learned D.
 
-    W (see `Physics.weight`) makes the nonzero spectrum of A^H W A nearly flat, so few iterations suffice.
+    W (see `Physics.weight`) makes the nonzero spectrum of A^H W A nearly flat, so few iterations suffice. The step g,
+    in (0, 2) and learned too, balances data against prior.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
+        self.step_logit = nn.Parameter(torch.zeros(()))
         self.denoiser = ResidualUNet(architecture.image_channels, architecture.widths)
 
     def denoise(self, image: Tensor) -> Tensor:
@@ -40,7 +42,7 @@ class EquilibriumModel(nn.Module):
 
     def step(self, x: Tensor, y: Tensor, physics: Physics) -> Tensor:
         """Return T(x, y) `(batch, y, x)`."""
-        return self.denoise(x - physics.gradient(x, y))
+        return self.denoise(x - 2 * torch.sigmoid(self.step_logit) * physics.gradient(x, y))
 
     def forward(
         self,

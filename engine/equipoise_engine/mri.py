@@ -1,4 +1,4 @@
-"""Multi-coil Cartesian magnetic resonance imaging: A = M F S with sampling mask M, Fourier transform F and coil maps S."""
+"""Multi-coil Cartesian magnetic resonance imaging: A = M F S, sampling mask M, Fourier transform F, coil maps S."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from equipoise_engine.operators import Physics
 def centred_fft(image: Tensor) -> Tensor:
     """Return the orthonormal Fourier transform over the last two axes, zero frequency at index n // 2."""
     shifted = torch.fft.ifftshift(image, dim=(-2, -1))
-    return torch.fft.fftshift(torch.fft.fft2(shifted, norm="ortho"), dim=(-2, -1))
+    kspace: Tensor = torch.fft.fftshift(torch.fft.fft2(shifted, norm="ortho"), dim=(-2, -1))
+    return kspace
 
 
 def centred_ifft(kspace: Tensor) -> Tensor:
     """Return the inverse of `centred_fft`."""
     shifted = torch.fft.ifftshift(kspace, dim=(-2, -1))
-    return torch.fft.fftshift(torch.fft.ifft2(shifted, norm="ortho"), dim=(-2, -1))
+    image: Tensor = torch.fft.fftshift(torch.fft.ifft2(shifted, norm="ortho"), dim=(-2, -1))
+    return image
 
 
 def root_sum_of_squares(kspace: Tensor) -> Tensor:
@@ -30,7 +32,8 @@ def root_sum_of_squares(kspace: Tensor) -> Tensor:
 
     Source: P. B. Roemer et al. 1990, doi:10.1002/mrm.1910160203.
     """
-    return torch.linalg.vector_norm(centred_ifft(kspace), dim=1)
+    magnitude: Tensor = torch.linalg.vector_norm(centred_ifft(kspace), dim=1)
+    return magnitude
 
 
 def undersampling_mask(
@@ -59,7 +62,8 @@ def undersampling_mask(
         raise BadInput(f"acceleration {acceleration} is outside 1 to {lines // 2} for {lines} phase-encoding lines")
     offset = np.arange(lines) - lines // 2
     keep = (offset % acceleration == 0) | ((offset >= -(centre_lines // 2)) & (offset < (centre_lines + 1) // 2))
-    return sampled & (keep[:, None] if phase_axis == 0 else keep[None, :])
+    kept: NDArray[np.bool_] = sampled & (keep[:, None] if phase_axis == 0 else keep[None, :])
+    return kept
 
 
 class CartesianPhysics(Physics):
@@ -99,6 +103,10 @@ class CartesianPhysics(Physics):
     def weight(self, residual: Tensor) -> Tensor:
         """Return the residual: with these maps the spectrum of A^H A lies within [0, 1] already."""
         return residual
+
+    def noise_like(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Return white noise of unit standard deviation (of real and imaginary part) at the sampled positions."""
+        return super().noise_like(y, generator) * self.mask
 
     def analytic(self, y: Tensor) -> Tensor:
         """Return the zero-filled image, coils combined with their maps `(batch, y, x)`, complex."""

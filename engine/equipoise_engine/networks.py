@@ -57,6 +57,49 @@ def _pair(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
+def expansion(network: nn.Module, image: Tensor, direction: Tensor, *, steps: int = 2) -> tuple[Tensor, Tensor]:
+    """Return how much the network expands its worst direction at an image: the largest singular value of J.
+
+    J is its Jacobian. Power iteration on J^T J, with J v from a finite difference (exact within a linear piece of a
+    ReLU network) and J^T u by automatic differentiation. A map that expands nothing has a fixed point that iterations
+    find (J.-C. Pesquet et al. 2021, arXiv:2012.13247).
+
+    Parameters
+    ----------
+    image
+        `(batch, channel, y, x)`.
+    direction
+        Where the power iteration starts, shaped as the image.
+    steps
+        Of the power iteration.
+
+    Returns
+    -------
+    tuple
+        ||J v|| / ||v|| `(batch,)`, an estimate from below, differentiable in the parameters; and the direction v
+        `(batch, channel, y, x)` in which it was found.
+    """
+
+    def unit(v: Tensor) -> Tensor:
+        size: Tensor = torch.linalg.vector_norm(v.flatten(1), dim=1).clamp(min=torch.finfo(v.dtype).tiny)
+        return v / size[:, None, None, None]
+
+    image = image.detach()
+    # small against the image, large against rounding
+    length = 0.01 * torch.linalg.vector_norm(image.flatten(1), dim=1)[:, None, None, None].clamp(min=1e-6)
+    v = unit(direction)
+    with torch.enable_grad():
+        x = image.clone().requires_grad_()
+        value = network(x)
+    for _ in range(steps):
+        with torch.no_grad():
+            forward = (network(image + length * v) - value) / length
+        (v,) = torch.autograd.grad(value, x, forward, retain_graph=True)
+        v = unit(v)
+    change = (network(image + length * v) - network(image)) / length
+    return torch.linalg.vector_norm(change.flatten(1), dim=1), v.detach()
+
+
 def as_channels(image: Tensor) -> Tensor:
     """Return a real `(batch, y, x)` image as one channel, a complex one as two `(batch, channel, y, x)`."""
     return torch.view_as_real(image).permute(0, 3, 1, 2) if image.is_complex() else image[:, None]

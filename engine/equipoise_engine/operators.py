@@ -26,14 +26,14 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         run, adjoint = ctx.maps
-        return _Apply.apply(gradients[0], adjoint, run), None, None
+        return _Apply.apply(gradients[0], adjoint, run), None, None  # type: ignore[no-untyped-call]
 
 
 class LinearOperator(ABC):
     """A linear map A between batches of arrays.
 
-    A subclass computes `_forward` and `_adjoint`, which need not be differentiable; `forward` and `adjoint` are, because the
-    gradient of a linear map is its adjoint.
+    A subclass computes `_forward` and `_adjoint`, which need not be differentiable; `forward` and `adjoint` are,
+    because the gradient of a linear map is its adjoint.
 
     Parameters
     ----------
@@ -54,13 +54,13 @@ class LinearOperator(ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Return A x `(batch, *range)` for x `(batch, *domain)`. Raises BadInput for another shape."""
         _check_shape(x, self.domain, "the operator's domain")
-        result: Tensor = _Apply.apply(x, self._forward, self._adjoint)
+        result: Tensor = _Apply.apply(x, self._forward, self._adjoint)  # type: ignore[no-untyped-call]
         return result
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return A^H y `(batch, *domain)` for y `(batch, *range)`. Raises BadInput for another shape."""
         _check_shape(y, self.range, "the operator's range")
-        result: Tensor = _Apply.apply(y, self._adjoint, self._forward)
+        result: Tensor = _Apply.apply(y, self._adjoint, self._forward)  # type: ignore[no-untyped-call]
         return result
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -106,9 +106,9 @@ class _Composition(LinearOperator):
 class Physics(LinearOperator):
     """The operator of an imaging modality: what a reconstruction method needs beside forward and adjoint.
 
-    A batch is a batch of slices. `weight` is a symmetric positive definite operator W on the measurements, so scaled that
-    ||A^H W A|| = 1: gradient steps of length one on 1/2 <A x - y, W (A x - y)> are stable, and W is chosen to make the
-    nonzero spectrum of A^H W A as flat as the sampling allows.
+    A batch is a batch of slices. `weight` is a symmetric positive definite operator W on the measurements, so scaled
+    that ||A^H W A|| = 1: gradient steps of length one on 1/2 <A x - y, W (A x - y)> are stable, and W is chosen to
+    make the nonzero spectrum of A^H W A as flat as the sampling allows.
     """
 
     complex_image: bool
@@ -120,7 +120,7 @@ class Physics(LinearOperator):
 
     @abstractmethod
     def analytic(self, y: Tensor) -> Tensor:
-        """Return the direct reconstruction of y `(batch, *domain)`: filtered back-projection or zero-filled transform."""
+        """Return the direct image of y `(batch, *domain)`: filtered back-projection or zero-filled transform."""
 
     @abstractmethod
     def select(self, slices: Tensor) -> Physics:
@@ -134,6 +134,14 @@ class Physics(LinearOperator):
     def to(self, device: torch.device) -> Physics:
         """Return the physics with its tensors on `device`."""
 
+    def noise_like(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Return white noise of unit standard deviation (of each of real and imaginary part) where y was measured."""
+        if y.is_complex():
+            drawn = torch.view_as_complex(torch.randn((*y.shape, 2), generator=generator))
+        else:
+            drawn = torch.randn(y.shape, generator=generator)
+        return drawn.to(y.device, y.dtype)
+
     def framed(self, image: Tensor) -> Tensor:
         """Return the part of an image `(batch, y, x)` that people look at; the rest only explains the measurements."""
         return image
@@ -146,7 +154,8 @@ class Physics(LinearOperator):
 def norms(x: Tensor) -> Tensor:
     """Return the Euclidean norm of each sample `(batch,)`, float64, for x `(batch, ...)`."""
     flat = x.detach().reshape(x.shape[0], -1)
-    return torch.linalg.vector_norm(flat, dim=1).double()
+    size: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    return size.double()
 
 
 def operator_norm(apply: _Map, start: Tensor, *, steps: int = 30) -> float:
@@ -161,12 +170,13 @@ def operator_norm(apply: _Map, start: Tensor, *, steps: int = 30) -> float:
     """
     x = start
     value = 0.0
+    size = torch.linalg.vector_norm(x)
     for _ in range(steps):
-        x = x / torch.linalg.vector_norm(x)
-        x = apply(x)
-        value = float(torch.linalg.vector_norm(x))
-        if value == 0.0:
+        if float(size) == 0.0:
             return 0.0
+        x = apply(x / size)
+        size = torch.linalg.vector_norm(x)
+        value = float(size)
     return value
 
 

@@ -13,8 +13,8 @@ from equipoise_engine.mri import centred_fft
 def random_images(batch: int, side: int, generator: torch.Generator) -> Tensor:
     """Draw nonnegative images `(batch, y, x)`, float32, zero outside the inscribed disc, largest value about one.
 
-    A body of soft ellipses, occluded by leaves (ellipses and rectangles) of many sizes, some filled with band-limited texture,
-    with a slow shading over all. Edges are one pixel wide.
+    A body of soft ellipses, occluded by leaves (ellipses and rectangles) of many sizes, some filled with band-limited
+    texture, with a slow shading over all. Edges are one pixel wide.
     """
     return torch.stack([_image(side, generator) for _ in range(batch)])
 
@@ -40,7 +40,8 @@ def random_coil_maps(coils: int, side: int, generator: torch.Generator) -> Tenso
         slope = torch.randn(2, generator=generator)
         maps.append(torch.polar(magnitude, slope[0] * x + slope[1] * y + angle))
     stacked = torch.stack(maps)
-    return stacked / torch.linalg.vector_norm(stacked, dim=0)
+    size: Tensor = torch.linalg.vector_norm(stacked, dim=0)
+    return stacked / size
 
 
 def simulate_kspace(image: Tensor, maps: Tensor, noise: float, generator: torch.Generator) -> Tensor:
@@ -115,5 +116,5 @@ def _smooth(side: int, cycles: float, generator: torch.Generator) -> Tensor:
     noise = torch.randn((side, side), generator=generator)
     frequency = torch.fft.fftfreq(side) * side
     falloff = torch.exp(-(frequency[:, None] ** 2 + frequency[None, :] ** 2) / (2 * (cycles / 2) ** 2))
-    field = torch.fft.ifft2(torch.fft.fft2(noise) * falloff).real
+    field: Tensor = torch.fft.ifft2(torch.fft.fft2(noise) * falloff).real
     return (field - field.mean()) / field.std()

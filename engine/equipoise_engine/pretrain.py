@@ -21,6 +21,7 @@ from equipoise_engine.finetune import TrainSettings, finetune
 from equipoise_engine.measured import Measured
 from equipoise_engine.model import Architecture, EquilibriumModel
 from equipoise_engine.mri import CartesianPhysics, undersampling_mask
+from equipoise_engine.networks import as_channels, expansion
 from equipoise_engine.phantoms import random_coil_maps, random_images, random_phase, simulate_kspace
 from equipoise_engine.progress import Progress, Watch, unwatched
 from equipoise_engine.weights import Checkpoint
@@ -40,6 +41,9 @@ class PretrainSettings:
         Optimiser steps of the first stage, images per step, and its first learning rate (falls to zero by a cosine).
     noise
         Smallest and largest standard deviation of its noise, relative to the brightest pixel; drawn log-uniformly.
+    largest_gain, contraction_weight, contraction_batch
+        The denoiser is penalised where it expands a direction by more than `largest_gain` (see `expansion`), on so
+        many images.
     equivariant_steps, equivariant_batch, equivariant_rate
         The same for the second stage, at a constant rate.
     views
@@ -50,11 +54,14 @@ class PretrainSettings:
 
     modality: str
     side: int = 96
-    denoise_steps: int = 2500
+    denoise_steps: int = 1500
     denoise_batch: int = 6
     denoise_rate: float = 2e-3
-    noise: tuple[float, float] = (0.004, 0.15)
-    equivariant_steps: int = 300
+    noise: tuple[float, float] = (0.004, 0.4)
+    largest_gain: float = 0.95
+    contraction_weight: float = 1.0
+    contraction_batch: int = 2
+    equivariant_steps: int = 600
     equivariant_batch: int = 2
     equivariant_rate: float = 2e-4
     views: tuple[int, int] = (16, 64)
@@ -114,6 +121,7 @@ def _train_denoiser(model: EquilibriumModel, settings: PretrainSettings, device:
     generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.denoise_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, settings.denoise_steps))
+    direction: Tensor | None = None
     low, high = (math.log(value) for value in settings.noise)
     for step in range(1, settings.denoise_steps + 1):
         clean = _objects(settings, settings.denoise_batch, generator)
@@ -126,12 +134,25 @@ def _train_denoiser(model: EquilibriumModel, settings: PretrainSettings, device:
         error = (model.denoise(noisy) - clean).abs().square().mean(dim=(-2, -1))
         # divided by the noise, so that weak noise counts as much as strong; floor against dominance of the weakest
         loss = (error / (level[:, 0, 0].to(device) ** 2 + 1e-4)).mean()
+        part = as_channels(noisy[: settings.contraction_batch])
+        if direction is None:
+            direction = torch.randn(part.shape, generator=generator).to(device)
+        gain, direction = expansion(model.denoiser, part, direction)
+        excess = (gain - settings.largest_gain).clamp(min=0).square().mean()
+        loss = loss + settings.contraction_weight * excess
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        watch(Progress("denoise", step, settings.denoise_steps, terms=(("total", float(loss.detach())),)))
+        watch(
+            Progress(
+                "denoise",
+                step,
+                settings.denoise_steps,
+                terms=(("total", float(loss.detach())), ("gain", float(gain.detach().max()))),
+            )
+        )
 
 
 def _objects(settings: PretrainSettings, batch: int, generator: torch.Generator) -> Tensor:
@@ -153,10 +174,10 @@ def _draw_ct(settings: PretrainSettings, generator: torch.Generator, device: tor
     fine = ParallelBeamPhysics(ParallelBeam(angles, 0.5, side - 0.5), 2 * side)
     objects = random_images(settings.equivariant_batch, 2 * side, generator)
     sinogram = fine(objects).reshape(settings.equivariant_batch, views, side, 2).mean(-1)
-    noise = math.exp(_between(math.log(5e-4), math.log(1e-2), generator)) * float(sinogram.max())
+    noise = math.exp(_between(math.log(5e-4), math.log(2e-2), generator)) * float(sinogram.max())
     sinogram = sinogram + noise * torch.randn(sinogram.shape, generator=generator)
     physics = ParallelBeamPhysics(ParallelBeam(angles, 1.0, (side - 1) / 2), side)
-    return Measured(sinogram.to(device), physics, math.pi / views)
+    return Measured(sinogram.to(device), physics, math.pi / views, noise)
 
 
 def _draw_mri(settings: PretrainSettings, generator: torch.Generator, device: torch.device) -> Measured:
@@ -174,6 +195,6 @@ def _draw_mri(settings: PretrainSettings, generator: torch.Generator, device: to
             phase_axis=int(_between(0, 2, generator)),
         )
     )
-    noise = math.exp(_between(math.log(1e-3), math.log(3e-2), generator))
+    noise = math.exp(_between(math.log(1e-3), math.log(5e-2), generator))
     kspace = simulate_kspace(objects, maps, noise, generator) * mask
-    return Measured(kspace.to(device), CartesianPhysics(maps[None], mask).to(device))
+    return Measured(kspace.to(device), CartesianPhysics(maps[None], mask).to(device), noise=noise)

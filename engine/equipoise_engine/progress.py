@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-class Cancelled(Exception):  # noqa: N818 - a wish of the user, not an error
+class Cancelled(Exception):
     """Raised by a watch to stop the computation at an iterate boundary."""
 
 

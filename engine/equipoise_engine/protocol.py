@@ -81,6 +81,8 @@ class FineTuneSettings(_Record, frozen=True):
     equivariance_weight: float = 1.0
     batch: int = 2
     """Slices per step."""
+    noise: float | None = None
+    """Standard deviation of the noise in the measurements; None estimates it from them, 0 trusts them."""
     views_every: int = 1
     accelerate: int = 1
     seed: int = 0

@@ -1,7 +1,7 @@
 """The engine process: a control lane that never waits, and one worker that computes.
 
-The control lane (the main thread) reads requests, answers reads and status at once, and passes cancellation to the running
-job. The worker runs the other requests one after the other. One place turns exceptions into `Failed`.
+The control lane (the main thread) reads requests, answers reads and status at once, and passes cancellation to the
+running job. The worker runs the other requests one after the other. One place turns exceptions into `Failed`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO
 
+import msgspec
 import torch
 
 from equipoise_engine import __version__, jobs, protocol
@@ -29,6 +31,8 @@ from equipoise_engine.volume import Store
 log = logging.getLogger(__name__)
 
 EVENTS_PER_SECOND = 20
+MAX_TEXT = 100_000
+"""Longest message and traceback that is sent, in characters."""
 
 
 class _Task:
@@ -39,6 +43,11 @@ class _Task:
         self.request = request
         self.cancelled = threading.Event()
         self.keep = False
+        self._taken = threading.Lock()
+
+    def take(self) -> bool:
+        """Whether the caller is the first to take the task, and so the one that ends it."""
+        return self._taken.acquire(blocking=False)
 
     def watch(self, progress: Progress) -> None:
         """Stop the computation at this iterate when it was cancelled."""
@@ -92,7 +101,7 @@ class Server:
         """Answer at once, or queue for the worker."""
         match request:
             case protocol.Hello() | protocol.GetStatus() | protocol.ReadSlice() | protocol.Forget() | protocol.Cancel():
-                self._answer(job, request, self._control)
+                self._answer(job, request, partial(self._control, job, request))
             case _:
                 task = _Task(job, request)
                 self._tasks[job] = task
@@ -139,15 +148,24 @@ class Server:
                 task = self._tasks.get(request.job)
                 if task is not None:
                     task.cancel(keep=request.keep)
+                    if task.take():
+                        # it waited in the queue; nobody else will answer it
+                        self._tasks.pop(task.job, None)
+                        self._send(task.job, protocol.Finished(cancelled=True))
 
     def _work(self) -> None:
-        compile_kernels()
+        try:
+            compile_kernels()
+        except Exception:  # each job that needs them will say so itself
+            log.exception("the CT kernels could not be compiled ahead")
         while (task := self._queue.get()) is not None:
+            if not task.take():
+                continue
             if task.cancelled.is_set():
                 self._send(task.job, protocol.Finished(cancelled=True))
             else:
                 self._running = task.job
-                self._answer(task.job, task.request, lambda job, request, task=task: self._compute(task))
+                self._answer(task.job, task.request, partial(self._compute, task))
                 self._running = None
             self._tasks.pop(task.job, None)
 
@@ -172,12 +190,12 @@ class Server:
                 raise BadInput(f"{type(task.request).__name__} is not a job")
         thinned.flush()
 
-    def _answer(self, job: int, request: protocol.Request, action: Callable[[int, protocol.Request], None]) -> None:
+    def _answer(self, job: int, request: protocol.Request, action: Callable[[], None]) -> None:
         """Run `action` and end the request with exactly one Finished or Failed."""
         began = time.monotonic()
         end: protocol.Event
         try:
-            action(job, request)
+            action()
             end = protocol.Finished(seconds=time.monotonic() - began)
         except Cancelled:
             end = protocol.Finished(seconds=time.monotonic() - began, cancelled=True)
@@ -191,7 +209,7 @@ class Server:
         try:
             with self._writing:
                 protocol.write(self._events, job, event, pixels)
-        except (BrokenPipeError, ValueError, OSError):
+        except OSError:
             # the window has gone; the end of its requests ends the engine
             log.warning("the window no longer reads: %s was not delivered", type(event).__name__)
 
@@ -227,7 +245,21 @@ class _Thinned:
 
 def failure(error: Exception) -> protocol.Failed:
     """Return what the user is told of an exception."""
-    details = "".join(traceback.format_exception(error))
+    told = _told(error)
+    return msgspec.structs.replace(
+        told,
+        message=_sendable(told.message),
+        hint=_sendable(told.hint),
+        details=_sendable("".join(traceback.format_exception(error))),
+    )
+
+
+def _sendable(text: str) -> str:
+    """Return the text without what has no encoding, as names that are not UTF-8 have, and not beyond `MAX_TEXT`."""
+    return text.encode("utf-8", "replace").decode()[-MAX_TEXT:]
+
+
+def _told(error: Exception) -> protocol.Failed:
     match error:
         case EquipoiseError():
             kinds = {
@@ -236,36 +268,32 @@ def failure(error: Exception) -> protocol.Failed:
                 OutOfMemory: "out-of-memory",
                 NumericalTrouble: "numerical-trouble",
             }
-            return protocol.Failed(
-                kind=kinds.get(type(error), "internal"), message=error.message, hint=error.hint, details=details
-            )
+            return protocol.Failed(kind=kinds.get(type(error), "internal"), message=error.message, hint=error.hint)
         case MemoryError() | torch.OutOfMemoryError():
             return protocol.Failed(
                 kind="out-of-memory",
                 message=f"the work does not fit into memory: {error}",
                 hint="Take fewer slices, or close other programs.",
-                details=details,
             )
         case RuntimeError() if "allocate memory" in str(error):
             return protocol.Failed(
                 kind="out-of-memory",
                 message="the work does not fit into the memory of this computer",
                 hint="Take fewer slices, or close other programs.",
-                details=details,
             )
         case _:
             return protocol.Failed(
                 kind="internal",
                 message=f"an error inside the program: {type(error).__name__}: {error}",
                 hint="Copy the details into a report.",
-                details=details,
             )
 
 
 def serve_standard_streams() -> None:
     """Serve the client at the other end of stdin and stdout.
 
-    Both are taken away from everything else first: what a library prints goes to the log, and nothing else reads requests.
+    Both are taken away from everything else first: what a library prints goes to the log, and nothing else reads
+    requests.
     """
     if sys.platform == "win32":
         import msvcrt  # exists on Windows alone

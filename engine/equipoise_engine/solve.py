@@ -1,4 +1,4 @@
-"""Fixed-point solvers on batches, with safeguards, per-sample stopping, and a state from which they continue bit for bit."""
+"""Fixed-point solvers on batches: safeguards, per-sample stopping, and a state to continue from bit for bit."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ class Anderson:
     memory
         Number of earlier iterates that are mixed.
     regularisation
-        Added to the diagonal of the Gram matrix, relative to its mean diagonal: the result does not depend on the scale.
+        Added to the diagonal of the Gram matrix, relative to its mean diagonal: the result does not depend on the
+        scale.
     growth
-        A residual above this multiple of the best one, or weights whose absolute sum exceeds `max_weight`, drop the history
-        and take a plain step.
+        A residual above this multiple of the best one, or weights whose absolute sum exceeds `max_weight`, drop the
+        history and take a plain step.
 
     Source: H. F. Walker and P. Ni 2011, doi:10.1137/10078356X; safeguards as in J. Zhang, B. O'Donoghue, S. Boyd 2020,
     doi:10.1137/18M1232772.
@@ -156,7 +157,8 @@ def solve(
 ) -> Solution:
     """Find x with T(x) = x, each sample of the batch by itself.
 
-    A sample that has converged, or whose T(x) is no longer finite, is taken out of the batch; no sample changes another.
+    A sample that has converged, or whose T(x) is no longer finite, is taken out of the batch; no sample changes
+    another.
 
     Parameters
     ----------

@@ -42,12 +42,16 @@ class Volume:
     first_slice: int = 0
 
 
+MAX_ITERATE_BYTES = 1 << 29
+"""Of the iterates of one run, unless that were fewer than eight."""
+
+
 @dataclass
 class Iterates:
     """The images that a solver passed through on one slice, oldest first.
 
-    At most `limit` are kept; when full, every second one is dropped and only every second later one is kept, so the
-    whole run stays covered.
+    At most `limit` are kept, of large images fewer; when full, every second one is dropped and only every second later
+    one is kept, so the whole run stays covered.
     """
 
     slice_index: int
@@ -60,7 +64,7 @@ class Iterates:
         """Keep the image `(y, x)` of a solver step."""
         if step % self.stride:
             return
-        if len(self.steps) >= self.limit:
+        if len(self.steps) >= max(8, min(self.limit, MAX_ITERATE_BYTES // max(1, image.nbytes))):
             self.stride *= 2
             kept = [i for i, s in enumerate(self.steps) if s % self.stride == 0]
             self.steps, self.images = [self.steps[i] for i in kept], [self.images[i] for i in kept]
@@ -125,7 +129,9 @@ class Store:
     def add_iterate(self, key: str, step: int, image: NDArray[np.float32]) -> None:
         """Keep one more iterate `(y, x)` of the run `key`."""
         with self._lock:
-            self._iterates[key].add(step, image)
+            # it may have been dropped while it runs
+            if (kept := self._iterates.get(key)) is not None:
+                kept.add(step, image)
 
     def iterate(self, key: str, step: int) -> tuple[int, NDArray[np.float32]]:
         """Return the kept iterate of run `key` nearest to `step`. Raises BadInput where there is none."""
@@ -144,4 +150,4 @@ class Store:
         """Drop whatever is kept under `key`."""
         with self._lock:
             for table in (self._scans, self._volumes, self._iterates):
-                table.pop(key, None)  # type: ignore[attr-defined]
+                table.pop(key, None)

@@ -110,7 +110,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise BadInput(f"{path.name} is not a safetensors file or is cut short: {error}") from error
     if metadata.get("format") != FORMAT:
         raise BadInput(
-            f"{path.name} holds no weights of an equilibrium model (format {metadata.get('format')!r}, needs {FORMAT!r})"
+            f"{path.name} holds no weights of an equilibrium model "
+            f"(format {metadata.get('format')!r}, needs {FORMAT!r})"
         )
     try:
         shape = json.loads(metadata["architecture"])

@@ -2,9 +2,9 @@
 
     python tests/bench/undersampled.py SCAN --views-every 3 [--model FILE ...] [--slices 10]
 
-Prints, for each method, the relative error of A x on the unused views (in total and in three bands of detector frequency), and the PSNR
-inside the field of view against CGLS on all views. TV is run at several strengths; the one with the lowest unseen error, which no
-user could know, is marked.
+Prints, for each method, the relative error of A x on the unused views (in total and in three bands of detector
+frequency), and the PSNR inside the field of view against CGLS on all views. TV is run at several strengths; the one
+with the lowest unseen error, which no user could know, is marked.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import argparse
 import math
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from equipoise_resources import weights_path
 from torch import Tensor
 
 from equipoise_engine.acquisition import CtAcquisition
@@ -28,6 +28,7 @@ from equipoise_engine.methods import BatchResult, run_measured, with_defaults
 from equipoise_engine.progress import unwatched
 from equipoise_engine.protocol import ReconstructSettings
 from equipoise_engine.weights import read_checkpoint
+from equipoise_resources import weights_path
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,7 @@ def _band_errors(error: Tensor, y: Tensor) -> tuple[float, float, float]:
     count = spectrum.shape[-1]
     edges = (0, count // 10, count // 2, count)
     return tuple(  # type: ignore[return-value]
-        math.sqrt(float(spectrum[..., a:b].sum() / whole[..., a:b].sum()))
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        math.sqrt(float(spectrum[..., a:b].sum() / whole[..., a:b].sum())) for a, b in pairwise(edges)
     )
 
 

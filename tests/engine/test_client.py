@@ -43,9 +43,7 @@ WITH_PROCESS_GROUPS = pytest.mark.skipif(sys.platform == "win32", reason="signal
 class Heard:
     """Everything that a client reported."""
 
-    events: list[tuple[int, protocol.Event | EngineLost, protocol.Pixels | None]] = field(
-        default_factory=list
-    )
+    events: list[tuple[int, protocol.Event | EngineLost, protocol.Pixels | None]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 

@@ -1,4 +1,4 @@
-"""The parallel-beam projector against line integrals that are known, and filtered back-projection against what was projected."""
+"""The parallel-beam projector against known line integrals; filtered back-projection against what was projected."""
 
 from __future__ import annotations
 

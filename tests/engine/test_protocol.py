@@ -69,12 +69,8 @@ EXAMPLES: list[protocol.Request | protocol.Event] = [
     protocol.GetStatus(),
     protocol.Forget(key="scan-1"),
     protocol.Quit(),
-    protocol.Ready(
-        version=1, package="0.1.0", device="CPU, 2 threads", python="3.11.7", torch="2.13.0+cpu", threads=2
-    ),
-    protocol.Status(
-        device="CPU", host_used=2**30, host_total=2**34, device_used=0, device_total=0, running=3
-    ),
+    protocol.Ready(version=1, package="0.1.0", device="CPU, 2 threads", python="3.11.7", torch="2.13.0+cpu", threads=2),
+    protocol.Status(device="CPU", host_used=2**30, host_total=2**34, device_used=0, device_total=0, running=3),
     protocol.Opened(facts=SCAN),
     protocol.Working(stage="read", done=3, total=181),
     protocol.Started(run="run-1", scan="scan-1", settings=RECONSTRUCT, preview_slice=4, total=120),
@@ -105,17 +101,13 @@ def name_of(example: protocol.Request | protocol.Event) -> str:
     return type(example).__name__
 
 
-def frame_of(
-    example: protocol.Request | protocol.Event, job: int = 7, pixels: protocol.Pixels | None = None
-) -> bytes:
+def frame_of(example: protocol.Request | protocol.Event, job: int = 7, pixels: protocol.Pixels | None = None) -> bytes:
     stream = io.BytesIO()
     protocol.write(stream, job, example, pixels)
     return stream.getvalue()
 
 
-def raw_frame(
-    head: bytes, body: bytes = b"", magic: bytes = b"EQP1", sizes: tuple[int, int] | None = None
-) -> bytes:
+def raw_frame(head: bytes, body: bytes = b"", magic: bytes = b"EQP1", sizes: tuple[int, int] | None = None) -> bytes:
     return struct.pack("<4sIQ", magic, *(sizes or (len(head), len(body)))) + head + body
 
 
@@ -202,9 +194,7 @@ class CountingStream(io.BytesIO):
         return super().read(size)
 
 
-@pytest.mark.parametrize(
-    "sizes", [(protocol.MAX_HEADER + 1, 0), (2, protocol.MAX_PIXELS + 4), (2, 2**64 - 1)]
-)
+@pytest.mark.parametrize("sizes", [(protocol.MAX_HEADER + 1, 0), (2, protocol.MAX_PIXELS + 4), (2, 2**64 - 1)])
 def test_sizes_are_checked_before_anything_is_read(sizes: tuple[int, int]) -> None:
     stream = CountingStream(raw_frame(b"{}", sizes=sizes))
     with pytest.raises(protocol.ProtocolError, match="exceeds"):
@@ -271,9 +261,7 @@ def test_a_diverged_residual_arrives(value: float) -> None:
     assert read is not None
     assert isinstance(read[1], protocol.Step)
     np.testing.assert_equal(read[1].data_residual, value)
-    trained = protocol.Trained(
-        step=1, total=0, terms=(("nan", value),), forward_steps=1, backward_steps=1, seconds=0
-    )
+    trained = protocol.Trained(step=1, total=0, terms=(("nan", value),), forward_steps=1, backward_steps=1, seconds=0)
     read = protocol.read_event(io.BytesIO(frame_of(trained)))
     assert read is not None
     assert isinstance(read[1], protocol.Trained)
@@ -312,9 +300,7 @@ numbers = st.integers(-(2**62), 2**62)
 texts = st.text(max_size=40)
 floats = st.floats(width=64)
 requests = st.one_of(
-    st.builds(
-        protocol.Open, path=texts, centre_px=st.none() | st.floats(allow_nan=False, allow_infinity=False)
-    ),
+    st.builds(protocol.Open, path=texts, centre_px=st.none() | st.floats(allow_nan=False, allow_infinity=False)),
     st.builds(protocol.ReadSlice, result=texts, index=numbers, step=st.none() | numbers),
     st.builds(protocol.Cancel, job=numbers, keep=st.booleans()),
     st.builds(protocol.Forget, key=texts),
@@ -339,14 +325,10 @@ def test_requests_come_back_in_order(sent: list[tuple[int, protocol.Request]]) -
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(
-        st.tuples(numbers, events, st.none() | st.tuples(st.integers(0, 5), st.integers(0, 5))), max_size=4
-    ),
+    st.lists(st.tuples(numbers, events, st.none() | st.tuples(st.integers(0, 5), st.integers(0, 5))), max_size=4),
     st.integers(0, 2**32 - 1),
 )
-def test_events_come_back_in_order(
-    sent: list[tuple[int, protocol.Event, tuple[int, int] | None]], seed: int
-) -> None:
+def test_events_come_back_in_order(sent: list[tuple[int, protocol.Event, tuple[int, int] | None]], seed: int) -> None:
     stream = io.BytesIO()
     random = np.random.default_rng(seed)
     pictures = [None if shape is None else random.random(shape, dtype=np.float32) for _, _, shape in sent]

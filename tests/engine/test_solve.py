@@ -1,4 +1,4 @@
-"""Fixed points that are known: convergence, safeguards, independence of samples and of scale, resumption, cancellation."""
+"""Known fixed points: convergence, safeguards, independence of samples and of scale, resumption, cancellation."""
 
 from __future__ import annotations
 

@@ -23,15 +23,18 @@ import platformdirs
 from PySide6.QtCore import QObject, Qt, QTimer, Signal
 from PySide6.QtWidgets import QApplication
 
+from equipoise.demo import Demo
 from equipoise.session import Session
 from equipoise.settings import SettingsStore
-from equipoise.state import EnginePhase, State, active_jobs
+from equipoise.state import is_idle
 from equipoise.view.main import MainWindow
 from equipoise.view.theme import apply_theme
 from equipoise_engine import __version__
 
 _log = logging.getLogger("equipoise")
 SCREENSHOT_SECONDS = 180
+WITHOUT_DISPLAY = ("offscreen", "minimal")
+"""Qt platforms on which nobody sees the window."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="save a picture of the window once nothing runs any more, then end",
     )
+    parser.add_argument(
+        "--demo",
+        metavar="FOLDER",
+        help="work on the sample scans and write the results to FOLDER; without a display save a picture and end",
+    )
     return parser.parse_args(argv)
 
 
@@ -101,13 +109,24 @@ def run(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, lambda number, frame: parts.window.close())
     if arguments.screenshot:
         _Screenshot(parts, Path(arguments.screenshot), bool(arguments.paths))
-    return parts.app.exec()
+    if not arguments.demo:
+        return parts.app.exec()
+    statuses: list[int] = []
+    unseen = parts.app.platformName() in WITHOUT_DISPLAY
+    demo = Demo(parts.session, parts.window, Path(arguments.demo).absolute(), picture=unseen)
+    demo.finished.connect(statuses.append)
+    if unseen:
+        demo.finished.connect(partial(end, parts))
+    demo.start()
+    # with a display the window stays open, and closing it says whether the demonstration went well
+    return parts.app.exec() or sum(statuses)
 
 
-def is_idle(state: State) -> bool:
-    """Whether the engine is up, no job runs and no pane waits for pixels."""
-    waiting = any(pane.asked is not None for pane in state.panes)
-    return state.engine.phase is EnginePhase.READY and not active_jobs(state) and not waiting
+def end(parts: Application, status: int) -> None:
+    """Close the window and, once the engine has ended in order, the program with an exit status."""
+    parts.session.closed.disconnect(parts.app.quit)
+    parts.session.closed.connect(partial(parts.app.exit, status))
+    parts.session.close()
 
 
 class _Screenshot(QObject):
@@ -134,10 +153,7 @@ class _Screenshot(QObject):
         if not saved or self._quiet < 4:
             _log.error("screenshot %s: %s", self._file, "cannot be written" if not saved else "window still busy")
         code = 0 if saved and self._quiet >= 4 else 1
-        # the exit status has to outlive the orderly end of the engine
-        self._parts.session.closed.disconnect(self._parts.app.quit)
-        self._parts.session.closed.connect(partial(self._parts.app.exit, code))
-        self._parts.session.close()
+        end(self._parts, code)
 
 
 class _LogRelay(QObject):

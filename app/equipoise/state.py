@@ -237,6 +237,12 @@ def active_jobs(state: State) -> tuple[Job, ...]:
     return tuple(j for j in state.jobs if j.active)
 
 
+def is_idle(state: State) -> bool:
+    """Whether the engine is up, no job runs and no pane waits for pixels."""
+    waiting = any(pane.asked is not None for pane in state.panes)
+    return state.engine.phase is EnginePhase.READY and not active_jobs(state) and not waiting
+
+
 def shown_run(state: State) -> Run | None:
     """Return the run in the active pane, or None."""
     return find_run(state, state.panes[state.active_pane].run)

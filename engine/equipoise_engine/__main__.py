@@ -10,6 +10,7 @@ import faulthandler
 import json
 import logging
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -158,6 +159,7 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _reconstruct(arguments: argparse.Namespace) -> dict[str, Any]:
     form = arguments.format or _format_of(arguments.out)
+    _check_target(arguments.out, form)
     began = time.monotonic()
     scan = jobs.open_path(arguments.path, arguments.centre, _silent)
     settings = protocol.ReconstructSettings(
@@ -218,6 +220,16 @@ def _format_of(out: Path) -> str:
             )
 
 
+def _check_target(out: Path, form: str) -> None:
+    """Raise BadInput where the result cannot be written, before anything is computed."""
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise BadInput(f"{out.parent}: there is no such folder that can be written", "Make it, or choose another one.")
+    if form == "dicom" and out.is_file():
+        raise BadInput(f"{out}: is a file; DICOM files go to a folder", "Give the name of a folder.")
+    if form != "dicom" and out.is_dir():
+        raise BadInput(f"{out}: is a folder; a file is to be written", "Give a file name.")
+
+
 def _finetune(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     scans = tuple(jobs.open_path(path, arguments.centre, _silent) for path in arguments.paths)
@@ -256,6 +268,9 @@ def _pretrain(arguments: argparse.Namespace) -> dict[str, Any]:
             values = json.loads(arguments.config.read_text())
         except (OSError, ValueError) as error:
             raise BadInput(f"{arguments.config}: not a readable JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"{arguments.config}: holds no JSON object with fields of the settings")
+    _check_target(arguments.out, "weights")
     try:
         settings = msgspec.convert(values | {"modality": arguments.modality}, PretrainSettings)
     except msgspec.ValidationError as error:

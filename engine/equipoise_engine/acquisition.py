@@ -65,12 +65,15 @@ class ParallelBeam:
         Detector column of the rotation axis (0 is the middle of the first column); None until it is given or found.
     calibrated
         Whether `pixel_mm` comes from the file or the user.
+    truncated
+        Whether the object reaches beyond the detector; images are then made on a larger grid and cropped.
     """
 
     angle_rad: NDArray[np.float64]
     pixel_mm: float = 1.0
     centre_px: float | None = None
     calibrated: bool = False
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Cartesian:
         Extent of the image along `(y, x)`; `(rows, columns)` in pixels where the file does not say.
     slice_mm
         Distance between slices; 1.0 where the file does not say.
+    phase_axis
+        Axis of `sampled` along which lines can be left out: 0 where lines are rows (ky), 1 where they are columns (kx).
     calibrated
         Whether the field of view comes from the file or the user.
     """
@@ -92,6 +97,7 @@ class Cartesian:
     sampled: NDArray[np.bool_]
     field_of_view_mm: tuple[float, float]
     slice_mm: float = 1.0
+    phase_axis: int = 1
     calibrated: bool = False
 
 

@@ -206,6 +206,7 @@ class ParallelBeamPhysics(Physics):
         image = np.ascontiguousarray(x.detach().cpu().numpy())
         out = np.empty((image.shape[0], *self.range), dtype=image.dtype)
         flipped = np.ascontiguousarray(image.transpose(0, 2, 1))
+        _match_threads()
         _project(image, flipped, self._cosines, self._sines, self.centre_px, out)
         return torch.from_numpy(out).to(x.device).mul_(self.geometry.pixel_mm)
 
@@ -215,6 +216,7 @@ class ParallelBeamPhysics(Physics):
     def _gather(self, y: Tensor, widths: _Array, centre_px: float) -> Tensor:
         sinogram = np.ascontiguousarray(y.detach().cpu().numpy())
         out = np.empty((sinogram.shape[0], *self.domain), dtype=sinogram.dtype)
+        _match_threads()
         _backproject(sinogram, self._cosines, self._sines, widths, centre_px, out)
         return torch.from_numpy(out).to(y.device)
 
@@ -276,6 +278,18 @@ def compile_kernels() -> None:
     """Compile the kernels, or load them from the cache of an earlier run, so that the first image need not wait."""
     physics = ParallelBeamPhysics(ParallelBeam(np.zeros(1), centre_px=1.5), 4)
     physics.adjoint(physics.forward(torch.zeros((1, 4, 4))))
+
+
+def _match_threads() -> None:
+    """Let numba take as many threads as torch.
+
+    When it starts, it sets the number for torch as well; sums then round differently after the first projection than
+    before it, and a training that is resumed would not repeat bit for bit.
+    """
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _padded(columns: int) -> int:

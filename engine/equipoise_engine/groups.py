@@ -66,8 +66,12 @@ def _shear(image: Tensor, slope: Tensor, centre: float, axis: int) -> Tensor:
     if axis == -1:
         phase = shift[:, :, None] * frequency
     else:
-        phase = shift[:, None, :] * frequency[:, None]
-    spectrum = torch.fft.fft(image, dim=axis) * torch.exp(-2j * math.pi * phase)
+        frequency = frequency[:, None]
+        phase = shift[:, None, :] * frequency
+    factor = torch.exp(-2j * math.pi * phase)
+    # the highest frequency of an even length stands for its negative too: a real image has to stay real
+    factor = torch.where(frequency == -0.5, factor.real.to(factor.dtype), factor)
+    spectrum = torch.fft.fft(image, dim=axis) * factor
     sheared: Tensor = torch.fft.ifft(spectrum, dim=axis)
     return sheared if image.is_complex() else sheared.real
 

@@ -24,10 +24,11 @@ from equipoise_engine.formats import read
 from equipoise_engine.formats.dicom import write_dicom
 from equipoise_engine.formats.nexus import write_hdf5
 from equipoise_engine.formats.tiff import write_tiff
-from equipoise_engine.measured import Measured, Undersampling, measure
+from equipoise_engine.measured import Measured, Undersampling, is_truncated, measure
 from equipoise_engine.methods import is_direct, methods_for, run, with_defaults
 from equipoise_engine.model import EquilibriumModel
 from equipoise_engine.operators import norms
+from equipoise_engine.preprocess.attenuation import attenuation
 from equipoise_engine.preprocess.centre import find_centre
 from equipoise_engine.progress import Cancelled, Progress, Watch
 from equipoise_engine.volume import Iterates, Store, Volume
@@ -66,6 +67,10 @@ def open_path(path: Path, centre_px: float | None, watch: Watch) -> Acquisition:
             geometry=replace(scan.geometry, centre_px=found.centre_px),
             matched=(*scan.matched, Match("rotation centre", "found in the projections", (), found.text)),
         )
+    if isinstance(scan, CtAcquisition):
+        chosen = np.unique(np.linspace(0, scan.slices - 1, 5).round().astype(int))
+        sample = np.concatenate([attenuation(scan, slice(row, row + 1)) for row in chosen])
+        scan = replace(scan, geometry=replace(scan.geometry, truncated=is_truncated(sample)))
     return scan
 
 
@@ -461,7 +466,7 @@ def _evenly_chosen(scan: Acquisition, undersampling: Undersampling, device: torc
         torch.cat([part.y for part in parts]),
         parts[0].physics.joined([part.physics for part in parts[1:]]),
         parts[0].view_step_rad,
-        sum(part.noise for part in parts) / len(parts),
+        sum(part.noise for part in parts) / max(1, sum(bool(part.y.any()) for part in parts)),
     )
 
 
@@ -492,6 +497,7 @@ def _ct_geometry(scan: CtAcquisition) -> tuple[tuple[str, str], ...]:
         ("rotation centre", centre),
         ("detector", f"{scan.shape[2]} columns, {scan.shape[1]} rows"),
         ("pixel size", pixel),
+        ("object", "reaches beyond the detector" if geometry.truncated else "inside the detector's view"),
     )
 
 

@@ -98,7 +98,7 @@ def kspace_of(scan: MriAcquisition, slices: slice, undersampling: Undersampling)
         )
     mask = scan.geometry.sampled
     if undersampling.accelerate != 1:
-        mask = undersampling_mask(mask, undersampling.accelerate)
+        mask = undersampling_mask(mask, undersampling.accelerate, phase_axis=scan.geometry.phase_axis)
     return torch.from_numpy(kspace * mask), torch.from_numpy(np.ascontiguousarray(mask))
 
 
@@ -112,7 +112,7 @@ def _measure_ct(scan: CtAcquisition, slices: slice, device: torch.device, wanted
     sinograms = attenuation(scan, slices)[:, :: wanted.views_every]
     angles = scan.geometry.angle_rad[:: wanted.views_every]
     columns = sinograms.shape[-1]
-    size = columns + 2 * (columns // 4) if is_truncated(sinograms) else columns
+    size = columns + 2 * (columns // 4) if scan.geometry.truncated else columns
     physics = ParallelBeamPhysics(replace(scan.geometry, angle_rad=angles), columns, size)
     y = torch.from_numpy(np.ascontiguousarray(sinograms)).to(device)
     return Measured(y, physics, _equal_step(angles), sinogram_noise(sinograms))
@@ -120,6 +120,9 @@ def _measure_ct(scan: CtAcquisition, slices: slice, device: torch.device, wanted
 
 def is_truncated(sinograms: NDArray[np.float32]) -> bool:
     """Whether the object outreaches the detector: an edge of `(slice, view, column)` sees over 10 % of the peak."""
+    sinograms = sinograms[sinograms.any(axis=(1, 2))]
+    if sinograms.size == 0:
+        return False
     edge = max(1, sinograms.shape[-1] // 50)
     peak = float(np.median(sinograms.max(axis=-1)))
     left, right = np.median(sinograms[..., :edge]), np.median(sinograms[..., -edge:])
@@ -127,12 +130,12 @@ def is_truncated(sinograms: NDArray[np.float32]) -> bool:
 
 
 def sinogram_noise(sinograms: NDArray[np.float32]) -> float:
-    """Return the standard deviation of white noise in sinograms `(slice, view, column)`.
+    """Return the standard deviation of white noise in sinograms `(slice, view, column)`, empty slices left out.
 
     From the median of the finest diagonal Haar coefficients, which edges hardly enter (D. L. Donoho and I. M.
     Johnstone 1994, doi:10.1093/biomet/81.3.425).
     """
-    across = np.diff(sinograms, axis=2)
+    across = np.diff(sinograms[sinograms.any(axis=(1, 2))], axis=2)
     diagonal = 0.5 * np.diff(across, axis=1)
     return float(np.median(np.abs(diagonal)) / 0.6745) if diagonal.size else 0.0
 
@@ -140,14 +143,18 @@ def sinogram_noise(sinograms: NDArray[np.float32]) -> float:
 def kspace_noise(kspace: Tensor, mask: Tensor) -> float:
     """Return the standard deviation of real and imaginary part of the noise in k-space `(slice, coil, ky, kx)`.
 
-    From the median magnitude of the sampled outermost tenth of positions, where there is hardly any signal.
+    From the median magnitude of the sampled outermost tenth of positions, where there is hardly any signal; empty
+    slices are left out.
     """
+    filled = kspace[kspace.abs().amax(dim=(1, 2, 3)) > 0]
+    if filled.shape[0] == 0:
+        return 0.0
     rows, columns = mask.shape
     y = (torch.arange(rows) - rows // 2) / (rows / 2)
     x = (torch.arange(columns) - columns // 2) / (columns / 2)
     radius = torch.sqrt(y[:, None] ** 2 + x[None, :] ** 2)
     outer = mask & (radius >= torch.quantile(radius[mask], 0.9))
-    return float(kspace[..., outer].abs().median()) / math.sqrt(2 * math.log(2))
+    return float(filled[..., outer].abs().median()) / math.sqrt(2 * math.log(2))
 
 
 def _equal_step(angles: NDArray[np.float64]) -> float | None:

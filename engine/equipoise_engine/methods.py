@@ -45,7 +45,7 @@ METHODS = {
     "cgls": Method("CGLS", iterations=12, tolerance=1e-4),
     "tv": Method("TV", iterations=150, tolerance=2e-4, strength=0.01),
     "zerofilled": Method("Zero-filled"),
-    "sense": Method("CG-SENSE", iterations=30, tolerance=1e-3, strength=0.05),
+    "sense": Method("CG-SENSE", iterations=30, tolerance=1e-3, strength=0.1),
     "deq": Method("Equilibrium", iterations=100, tolerance=1e-4),
 }
 CT_METHODS = ("fbp", "cgls", "tv", "deq")

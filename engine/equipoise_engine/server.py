@@ -275,6 +275,12 @@ def _told(error: Exception) -> protocol.Failed:
                 message=f"the work does not fit into memory: {error}",
                 hint="Take fewer slices, or close other programs.",
             )
+        case OSError() if error.filename is not None:
+            return protocol.Failed(
+                kind="bad-input",
+                message=f"{error.filename}: {error.strerror or error}",
+                hint="Check that it is there and can be used, then try again.",
+            )
         case RuntimeError() if "allocate memory" in str(error):
             return protocol.Failed(
                 kind="out-of-memory",

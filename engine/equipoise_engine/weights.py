@@ -51,7 +51,9 @@ class Checkpoint:
         """Return the network with these weights, on `device`."""
         model = EquilibriumModel(self.architecture)
         model.load_state_dict(self.weights)
-        return model if device is None else model.to(device)
+        # the layout that convolutions are quickest in, on CPU and GPU
+        arranged: EquilibriumModel = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return arranged if device is None else arranged.to(device)
 
     def without_training_state(self) -> Checkpoint:
         """Return the weights and the manifest alone, as they are shipped."""

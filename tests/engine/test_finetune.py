@@ -14,24 +14,23 @@ from torch import Tensor
 from equipoise_engine.acquisition import ParallelBeam
 from equipoise_engine.ct import ParallelBeamPhysics
 from equipoise_engine.errors import BadInput
-from equipoise_engine.finetune import TrainSettings, draw_from, finetune
-from equipoise_engine.losses import equivariance, measurement_consistency
+from equipoise_engine.finetune import TrainSettings, draw_from, finetune, training_step
+from equipoise_engine.losses import recorrupt
 from equipoise_engine.measured import Measured
 from equipoise_engine.model import Architecture, EquilibriumModel
-from equipoise_engine.operators import Physics
+from equipoise_engine.networks import expansion
 from equipoise_engine.phantoms import random_images
 from equipoise_engine.pretrain import PretrainSettings, pretrain
 from equipoise_engine.progress import Cancelled, Progress
 from equipoise_engine.weights import Checkpoint, read_checkpoint, write_checkpoint
+from equipoise_resources import weights_path
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", name="start")
 def _start() -> Checkpoint:
-    """A small denoiser, trained for a few seconds on generated images."""
-    settings = PretrainSettings("ct", side=32, denoise_steps=60, equivariant_steps=0, denoise_batch=4)
-    return pretrain(settings, manifest={"made by": "a test"}, device=CPU, keep=lambda checkpoint: None)
+    return read_checkpoint(weights_path("ct"))
 
 
 @pytest.fixture(scope="module", name="scan")
@@ -62,25 +61,51 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
     return tensors[0].keys() == tensors[1].keys() and all(torch.equal(v, tensors[1][k]) for k, v in tensors[0].items())
 
 
-def test_the_loss_falls(start: Checkpoint, scan: Measured) -> None:
-    done = run(start, scan, 25)
-    assert len(done.manifest["losses"]) == 25
+def test_steps_on_the_same_draw_lower_its_loss(start: Checkpoint, scan: Measured) -> None:
+    model = start.model()
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-4)
+    losses = []
+    for _ in range(8):
+        # the same slices, angles and noise each time, so that only the weights change
+        generator = torch.Generator().manual_seed(4)
+        report = training_step(model, optimiser, draw_from((scan,), 2)(generator), TrainSettings(), generator)
+        losses.append(report.terms[0][1])
+    assert losses[-1] < 0.95 * losses[0]
 
-    def held_out(checkpoint: Checkpoint) -> float:
-        """The loss of the whole scan at angles that are the same for both."""
-        model = checkpoint.model()
 
-        def reconstruct(y: Tensor, physics: Physics) -> Tensor:
-            value: Tensor = model(y, physics)[0]
-            return value
+def test_pretraining_makes_a_denoiser_deterministically() -> None:
+    settings = PretrainSettings("mri", side=16, denoise_steps=40, equivariant_steps=1, equivariant_batch=1)
+    first, second = (
+        pretrain(settings, manifest={"made by": "a test"}, device=CPU, keep=lambda checkpoint: None) for _ in range(2)
+    )
+    assert same(first, second)
+    assert first.manifest["made by"] == "a test"
+    assert not first.optimiser
+    model = first.model()
+    clean = random_images(4, 16, torch.Generator().manual_seed(9)).to(torch.complex64)
+    noisy = clean + 0.3 * torch.randn(clean.shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert float((model.denoise(noisy) - clean).norm()) < 0.9 * float((noisy - clean).norm())
 
-        angles = torch.linspace(0.2, 6.0, scan.y.shape[0])
-        with torch.no_grad():
-            x_hat = reconstruct(scan.y, scan.physics)
-            consistent = measurement_consistency(x_hat, scan.y, scan.physics)
-            return float((consistent + equivariance(x_hat, scan.physics, reconstruct, angles=angles)).mean())
 
-    assert held_out(done) < 0.9 * held_out(start)
+def test_recorrupted_measurements_have_independent_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise, drawn = (0.3 * torch.randn((1, 400, 400), generator=generator) for _ in range(2))
+    one, other = recorrupt(5.0 + noise, drawn)
+    correlation = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]
+    assert abs(float(correlation)) < 0.01
+    assert float(other.mean()) == pytest.approx(5.0, abs=0.01)
+
+
+def test_expansion_is_the_largest_singular_value_of_a_linear_map() -> None:
+    class Linear(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.linspace(0.2, 1.7, 64).reshape(1, 1, 8, 8)
+
+    image = torch.ones((2, 1, 8, 8))
+    direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    gain, _ = expansion(Linear(), image, direction, steps=60)
+    torch.testing.assert_close(gain, torch.full((2,), 1.7), rtol=1e-2, atol=0)
 
 
 def test_the_same_seed_gives_the_same_weights(start: Checkpoint, scan: Measured) -> None:
@@ -126,14 +151,14 @@ def test_the_untrained_network_is_the_identity() -> None:
     assert torch.equal(EquilibriumModel(Architecture(1)).denoise(image), image)
 
 
-def test_denoising_reduces_noise_and_scales_with_the_image(start: Checkpoint) -> None:
+def test_the_shipped_denoiser_reduces_noise_and_scales_with_the_image(start: Checkpoint) -> None:
     model = start.model()
-    clean = random_images(4, 32, torch.Generator().manual_seed(9))
+    clean = random_images(4, 64, torch.Generator().manual_seed(9))
     noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         better = model.denoise(noisy)
-        torch.testing.assert_close(model.denoise(7 * noisy), 7 * better, rtol=1e-4, atol=1e-5)
-    assert float((better - clean).norm()) < 0.8 * float((noisy - clean).norm())
+        torch.testing.assert_close(model.denoise(7 * noisy), 7 * better, rtol=1e-3, atol=1e-4)
+    assert float((better - clean).norm()) < 0.5 * float((noisy - clean).norm())
 
 
 def test_weights_survive_the_disk_with_their_manifest(start: Checkpoint, tmp_path: Path) -> None:

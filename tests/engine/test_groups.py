@@ -64,7 +64,9 @@ def test_each_sample_turns_by_its_own_angle_and_complex_images_keep_their_phase(
 
 def test_a_quarter_turn_is_exact() -> None:
     image = torch.rand((1, 16, 16), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(rotate(image, torch.tensor([math.pi / 2])), torch.rot90(image, 1, (-2, -1)))
+    torch.testing.assert_close(
+        rotate(image, torch.tensor([math.pi / 2], dtype=torch.float64)), torch.rot90(image, 1, (-2, -1))
+    )
 
 
 def test_angles_keep_away_from_those_that_only_permute_the_views() -> None:

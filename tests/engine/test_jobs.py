@@ -195,7 +195,7 @@ def test_iterates_of_large_images_are_fewer(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_not_in_the_store_is_said_so_and_dropping_a_run_does_not_break_it() -> None:
     store = Store()
     for ask in (store.scan, store.volume, lambda key: store.iterate(key, 1)):
-        with pytest.raises(BadInput, match="the engine holds no .* run-9"):
+        with pytest.raises(BadInput, match=r"the engine holds no .* run-9"):
             ask("run-9")
     store.put_iterates("run-1", Iterates(2))
     with pytest.raises(BadInput, match="no iterates yet"):

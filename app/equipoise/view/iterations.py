@@ -143,7 +143,7 @@ class IterationsView(QWidget):
     def _show_position(self) -> None:
         pane = self._state.panes[_pane(self._state)]
         run = find_run(self._state, pane.run)
-        count = 0 if run is None else len(run.steps)
+        count = 0 if run is None else len(_iterates(run))
         position = count
         if run is not None and pane.step is not None:
             position = _nearest(run.steps, pane.step)
@@ -163,7 +163,7 @@ class IterationsView(QWidget):
     def _words(self, run: Run | None, position: int) -> str:
         if run is None:
             return "The active pane shows no run"
-        if not run.steps:
+        if not _iterates(run):
             return f"{run.label}: a direct method, without iterates" if run.result else f"{run.label}: no iterate yet"
         number = min(position, len(run.steps) - 1)
         if position < len(run.steps):
@@ -182,7 +182,7 @@ class IterationsView(QWidget):
     def _scrub(self, position: int) -> None:
         number = _pane(self._state)
         run = find_run(self._state, self._state.panes[number].run)
-        if run is None or not run.steps:
+        if run is None or not _iterates(run):
             return
         if self._state.slice_index != run.preview_slice:
             # iterates are kept for this one slice
@@ -232,9 +232,14 @@ def _pane(state: State) -> int:
     numbers: list[int] = [state.active_pane, *range(len(state.panes))]
     for number in numbers:
         run = find_run(state, state.panes[number].run)
-        if run is not None and run.steps:
+        if run is not None and _iterates(run):
             return number
     return state.active_pane
+
+
+def _iterates(run: Run) -> tuple[int, ...]:
+    """Steps that can be looked at; the one image of a direct method is its result."""
+    return run.steps if run.total > 1 else ()
 
 
 def _key(state: State) -> tuple[int, str | None]:

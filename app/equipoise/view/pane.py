@@ -370,6 +370,5 @@ class PaneView(QFrame):
         # a little darker than the window on either theme, so that the picture stands out
         ground = palette.color(QPalette.ColorRole.Window).darker(118)
         self.view.setBackground(ground)
-        hint = QPalette(palette)
-        hint.setColor(QPalette.ColorRole.WindowText, palette.color(QPalette.ColorRole.WindowText))
-        self.hint.setPalette(hint)
+        # a label inside a graphics view does not follow the palette of the window
+        self.hint.setStyleSheet(f"color: {palette.color(QPalette.ColorRole.WindowText).name()}")

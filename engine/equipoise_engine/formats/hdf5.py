@@ -199,10 +199,11 @@ def walk(file: h5py.File, path: Path) -> tuple[str, ...]:
         names.append(f"/{name}")
         return True if len(names) > MAX_LINKS else None
 
-    # The library's own visitor notices damage that would crash it when groups are iterated one by one.
+    # The library's own visitor notices damage that would crash it when groups are iterated one by one; it answers a
+    # name that is not UTF-8 with a SystemError.
     try:
         file.visititems_links(note)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError) as error:
         raise BadInput(
             f"{path.name}: the HDF5 file is damaged ({_reason(error)})", "Copy or download the file again."
         ) from error

@@ -18,7 +18,7 @@ from equipoise_resources import sample_path
 
 VIEWS_EVERY = 3
 ACCELERATE = 3
-ADAPT_STEPS = 8
+ADAPT_STEPS = 16
 SETTLE_MILLISECONDS = 600
 """How long the window may take to draw the last change before its picture is saved."""
 

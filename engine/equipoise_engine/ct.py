@@ -265,6 +265,13 @@ class ParallelBeamPhysics(Physics):
         first = (self.domain[0] - side) // 2
         return image[..., first : first + side, first : first + side]
 
+    def seen(self, image: Tensor) -> Tensor:
+        """Return the image `(batch, y, x)` with zeros outside the disc that the detector sees in every view."""
+        side = image.shape[-1]
+        axis = torch.arange(side, device=image.device) - (side - 1) / 2
+        radius = max(1.0, min(self.centre_px, self.range[1] - 1 - self.centre_px))
+        return image * (axis[:, None] ** 2 + axis[None, :] ** 2 <= radius**2)
+
     @property
     def field_of_view(self) -> Tensor:
         """Pixels of the framed image inside the circle that the detector sees in every view `(y, x)`, bool."""

@@ -53,6 +53,8 @@ def equivariance(
 ) -> Tensor:
     """Return ||T_g x - f(A T_g x + e)||^2 / ||T_g x||^2 `(batch,)`: reconstruction commutes with turning the object.
 
+    Both norms are over the part of the image that is seen (`Physics.seen`).
+
     The gradient flows through both T_g x and f. Source: D. Chen, J. Tachella, M. E. Davies 2021, arXiv:2103.14756,
     eq. 8; with noise e: 2022, arXiv:2111.12855.
 
@@ -68,7 +70,8 @@ def equivariance(
     turned = _crop(rotate(x_hat, angles))
     measured = physics.forward(turned)
     again = reconstruct(measured if noise is None else measured + noise, physics)
-    return _inner(again - turned, again - turned) / _inner(turned, turned).detach()
+    difference, whole = physics.seen(again - turned), physics.seen(turned)
+    return _inner(difference, difference) / _inner(whole, whole).detach().clamp(min=torch.finfo(difference.real.dtype).tiny)
 
 
 def _crop(image: Tensor) -> Tensor:

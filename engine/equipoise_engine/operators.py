@@ -142,6 +142,10 @@ class Physics(LinearOperator):
             drawn = torch.randn(y.shape, generator=generator)
         return drawn.to(y.device, y.dtype)
 
+    def seen(self, image: Tensor) -> Tensor:
+        """Return the image `(batch, y, x)` with zeros where the measurements say next to nothing about it."""
+        return image
+
     def framed(self, image: Tensor) -> Tensor:
         """Return the part of an image `(batch, y, x)` that people look at; the rest only explains the measurements."""
         return image

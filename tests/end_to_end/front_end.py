@@ -1,4 +1,4 @@
-"""A front end that opens a scan and adapts to it until it is ended; it tells its engine's process id and the first step.
+"""A front end that opens a scan and adapts to it until it is ended; it tells the first step and its engine.
 
 Arguments: scan, weights to write, settings file.
 """

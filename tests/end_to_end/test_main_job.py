@@ -243,7 +243,8 @@ def check_orientation(pane: PaneView, pixels: np.ndarray) -> None:
     for place, (row, column) in enumerate(zip(rows.flat, columns.flat, strict=True)):
         x = int((corners.left() + (column + 0.5) / width * corners.width()) * scale)
         y = int((corners.top() + (row + 0.5) / height * corners.height()) * scale)
-        seen.flat[place] = drawn.pixelColor(x, y).valueF()
+        # the picture may end a fraction of a pixel outside the view
+        seen.flat[place] = drawn.pixelColor(min(x, drawn.width() - 1), min(y, drawn.height() - 1)).valueF()
 
     def sampled(image: np.ndarray) -> np.ndarray:
         down, across = rows * image.shape[0] // height, columns * image.shape[1] // width

@@ -71,7 +71,9 @@ def equivariance(
     measured = physics.forward(turned)
     again = reconstruct(measured if noise is None else measured + noise, physics)
     difference, whole = physics.seen(again - turned), physics.seen(turned)
-    return _inner(difference, difference) / _inner(whole, whole).detach().clamp(min=torch.finfo(difference.real.dtype).tiny)
+    return _inner(difference, difference) / _inner(whole, whole).detach().clamp(
+        min=torch.finfo(difference.real.dtype).tiny
+    )
 
 
 def _crop(image: Tensor) -> Tensor:

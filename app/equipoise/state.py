@@ -110,7 +110,7 @@ class Run:
     job: int
     scan: str
     label: str
-    """Name for people, unique in the window, as "TV 2"."""
+    """Name for people, unique in the window, as "TV, 1/3 views #2"."""
     settings: ReconstructSettings
     preview_slice: int
     total: int
@@ -542,12 +542,16 @@ def _label(state: State, settings: ReconstructSettings) -> str:
     name = METHOD_NAMES.get(settings.method, settings.method)
     if settings.method == "deq" and settings.model is not None:
         name += " (adapted)"
+    if settings.views_every > 1:
+        name += f", 1/{settings.views_every} views"
+    if settings.accelerate > 1:
+        name += f", {settings.accelerate}x"
     taken = {r.label for r in state.runs}
     number = 1
     label = name
     while label in taken:
         number += 1
-        label = f"{name} {number}"
+        label = f"{name} #{number}"
     return label
 
 

@@ -184,6 +184,7 @@ class ParallelBeamPhysics(Physics):
         views = geometry.angle_rad.shape[0]
         super().__init__((side, side), (views, columns))
         self.geometry = geometry
+        self.truncated = side > columns
         self.centre_px = geometry.centre_px
         self._cosines, self._sines = np.cos(geometry.angle_rad), np.sin(geometry.angle_rad)
         self._joseph = np.maximum(np.abs(self._cosines), np.abs(self._sines))

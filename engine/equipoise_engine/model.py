@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from equipoise_engine.classical import starting_image
 from equipoise_engine.equilibrium import BackwardReport, BackwardSettings, ForwardSettings, equilibrium
 from equipoise_engine.networks import ResidualUNet, as_channels, from_channels
 from equipoise_engine.operators import Physics
@@ -58,7 +59,8 @@ class EquilibriumModel(nn.Module):
     ) -> tuple[Tensor, Solution]:
         """Return the reconstruction `(batch, y, x)` of y and how it was found; differentiable in y and the weights.
 
-        The solve starts at the analytic reconstruction, a function of y alone, or continues from `start`.
+        The solve starts at a classical image (`classical.starting_image`), a function of y alone, or continues from
+        `start`.
         """
 
         def step(x: Tensor, part: Tensor, samples: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ class EquilibriumModel(nn.Module):
             return self.step(x, part, physics if everything else physics.select(samples))
 
         with torch.no_grad():
-            x0 = start if start is not None else physics.analytic(y.detach())
+            x0 = start if start is not None else starting_image(physics, y.detach())
         return equilibrium(
             step,
             y,

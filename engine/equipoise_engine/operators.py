@@ -113,6 +113,8 @@ class Physics(LinearOperator):
 
     complex_image: bool
     """Whether images are complex64 (MRI) or float32 (CT)."""
+    truncated: bool = False
+    """Whether part of the object lies where few measurements see it, so that the analytic image is far off."""
 
     @abstractmethod
     def weight(self, residual: Tensor) -> Tensor:

@@ -234,7 +234,7 @@ def test_scan_that_ends_the_engine_is_not_opened_again_but_others_are(
     # the window goes on working with the engine's new names
     session.reconstruct(ReconstructSettings(method="fbp"))
     until(qtbot, session, shows(0, "run-2#2"))
-    assert session.state.runs[-1].label == "FBP 2"
+    assert session.state.runs[-1].label == "FBP #2"
     session.forget("run-2#2")
     assert [r.run for r in session.state.runs] == ["run-2"]
 

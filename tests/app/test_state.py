@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -164,13 +165,24 @@ def test_labels_are_names_for_people_and_unique() -> None:
         state = play(state, (9, started(f"run-{number}", method, model=model)))
     assert [r.label for r in state.runs] == [
         "FBP",
-        "FBP 2",
+        "FBP #2",
         "CG-SENSE",
         "Equilibrium",
         "Equilibrium (adapted)",
-        "Equilibrium (adapted) 2",
+        "Equilibrium (adapted) #2",
         "new",
     ]
+
+
+def test_labels_say_what_part_of_the_scan_was_used() -> None:
+    tv = started("run-1", "tv")
+    sense = started("run-2", "sense")
+    state = play(
+        opened(),
+        (2, msgspec.structs.replace(tv, settings=ReconstructSettings(method="tv", views_every=3))),
+        (3, msgspec.structs.replace(sense, settings=ReconstructSettings(method="sense", accelerate=4))),
+    )
+    assert [run.label for run in state.runs] == ["TV, 1/3 views", "CG-SENSE, 4x"]
 
 
 def test_first_analytic_image_takes_pane_0_and_others_the_next_place() -> None:

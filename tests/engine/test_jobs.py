@@ -31,6 +31,7 @@ from equipoise_engine.progress import Cancelled, Progress, unwatched
 from equipoise_engine.protocol import FineTuneSettings, ReconstructSettings
 from equipoise_engine.volume import Iterates, Store, Volume
 from equipoise_engine.weights import Checkpoint, read_checkpoint, write_checkpoint
+from equipoise_resources import sample_path
 
 CPU = torch.device("cpu")
 
@@ -488,3 +489,15 @@ def test_a_training_that_does_not_say_its_settings_is_not_resumed(files: Path) -
 def replace_settings(settings: FineTuneSettings, **changes: object) -> FineTuneSettings:
     values = {name: getattr(settings, name) for name in FineTuneSettings.__struct_fields__}
     return FineTuneSettings(**(values | changes))
+
+
+@pytest.mark.parametrize(("scan", "truncated"), [("sample", False), ("derived/i13_24737_nxtomo.nxs", True)])
+def test_opening_says_whether_the_object_reaches_beyond_the_detector(
+    scan: str, truncated: bool, request: pytest.FixtureRequest
+) -> None:
+    path = sample_path("ct") if scan == "sample" else request.getfixturevalue("shared_data") / scan
+    opened = jobs.open_path(path, None, unwatched)
+    assert isinstance(opened, CtAcquisition)
+    assert opened.geometry.truncated is truncated
+    told = dict(jobs.scan_facts("scan-1", opened).geometry)["object"]
+    assert ("beyond" in told) is truncated

@@ -63,6 +63,8 @@ class IterationsView(QWidget):
             "Fixed-point residual over the iteration", "Fixed-point residual  ‖T(x) − x‖ / ‖T(x)‖", palette
         )
         self._plots = (self.data_plot, self.fixed_point_plot)
+        # the runs have the same colours in both; one legend leaves room for the curves of the other
+        self.data_plot.getPlotItem().legend.hide()
         self._markers = tuple(pg.InfiniteLine(angle=90) for _ in self._plots)
         for plot, marker in zip(self._plots, self._markers, strict=True):
             plot.getPlotItem().getAxis("bottom").setStyle(tickTextOffset=2)
@@ -116,7 +118,7 @@ class IterationsView(QWidget):
             for plot, curve in zip(self._plots, self._curves.pop(key), strict=True):
                 plot.getPlotItem().removeItem(curve)
         for run in runs:
-            if before.get(run.run) is run or not run.steps:
+            if before.get(run.run) is run or not _iterates(run):
                 continue
             if run.run not in self._curves:
                 self._add_curves(run)

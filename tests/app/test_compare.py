@@ -309,7 +309,7 @@ def test_a_pane_keeps_its_picture_until_the_next_one_comes(view: CompareView, se
     panes = (session.state.panes[0], replace(session.state.panes[1], picture=picture("c", ramp(64, 64))))
     session._set(replace(session.state, panes=panes))
     assert view.panes[1].pixels() is panes[1].picture.pixels  # type: ignore[union-attr]
-    assert view.panes[1].caption.text() == "CGLS · slice 3 · result"
+    assert view.panes[1].caption.text() == "slice 3 · result"
 
 
 def test_an_empty_pane_says_what_to_do(view: CompareView, session: Session) -> None:
@@ -368,7 +368,7 @@ def test_a_running_run_is_marked_and_its_iterate_is_named(view: CompareView, ses
         )
     )
     assert view.panes[1].chooser.currentText() == "● Equilibrium, running"
-    assert view.panes[1].caption.text() == "Equilibrium · slice 3 · iterate 2"
+    assert view.panes[1].caption.text() == "slice 3 · iterate 2"
     assert view.panes[1].residual.text() == "data residual 0.25"
     # without a result of its own, its field of view is that of the scan's other results
     assert view.panes[1].place() == view.panes[0].place()

@@ -209,7 +209,9 @@ def test_curves_of_all_runs_are_overlaid_and_told_apart_without_colour(view: Ite
         assert pens[0].style() != pens[1].style()
         assert curves[0].opts["symbol"] != curves[1].opts["symbol"]
         assert plot.getPlotItem().getAxis("left").logMode
-        assert [label.text for _, label in plot.getPlotItem().legend.items] == ["CGLS", "CGLS 2"]
+    assert [line.split("</span> ")[1] for line in view.names.text().split("<br>")] == ["CGLS", "CGLS 2"]
+    assert "●" in view.names.text()
+    assert "■" in view.names.text()
 
 
 def test_a_fast_solver_is_drawn_at_leisure_but_to_its_last_step(

@@ -367,10 +367,12 @@ def _caption(state: State, pane: Pane) -> tuple[str, str]:
     if picture is None:
         return ("waiting for the first picture" if pane.run is not None else "empty"), ""
     run = find_run(state, picture.run)
-    label = run.label if run is not None else "earlier result"
     shown = "result" if picture.step is None else f"iterate {picture.step}"
-    text = f"{label} · slice {picture.index} · {shown}"
+    text = f"slice {picture.index} · {shown}"
     wanted = find_run(state, pane.run)
+    if run is None or run is not wanted:
+        # otherwise the chooser above names it
+        text = f"{run.label if run is not None else 'earlier result'} · {text}"
     if wanted is not None and wanted.run != picture.run:
         text += f" (waiting for {wanted.label})"
     elif wanted is not None and picture.index != state.slice_index:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from html import escape
 
 import pyqtgraph as pg
 from PySide6.QtCore import QEvent, Qt, QTimer
@@ -10,7 +11,15 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QSlider, QStyle, QToolButton,
 
 from equipoise.session import Session
 from equipoise.state import Run, State, find_run
-from equipoise.view.plots import colour_plot, log_plot, positive_points, series_pen, series_symbol
+from equipoise.view.plots import (
+    colour_plot,
+    log_plot,
+    positive_points,
+    series_colour,
+    series_mark,
+    series_pen,
+    series_symbol,
+)
 
 PLAY_INTERVAL_MS = 150
 _DRAW_INTERVAL_MS = 100
@@ -63,8 +72,14 @@ class IterationsView(QWidget):
             "Fixed-point residual over the iteration", "Fixed-point residual  ‖T(x) − x‖ / ‖T(x)‖", palette
         )
         self._plots = (self.data_plot, self.fixed_point_plot)
-        # the runs have the same colours in both; one legend leaves room for the curves of the other
-        self.data_plot.getPlotItem().legend.hide()
+        # the runs look alike in both plots; their names beside them leave room for the curves
+        for plot in self._plots:
+            plot.getPlotItem().legend.hide()
+        self.names = QLabel()
+        self.names.setAccessibleName("Names of the curves")
+        self.names.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self.names.setFixedWidth(190)
+        self.names.setWordWrap(True)
         self._markers = tuple(pg.InfiniteLine(angle=90) for _ in self._plots)
         for plot, marker in zip(self._plots, self._markers, strict=True):
             plot.getPlotItem().getAxis("bottom").setStyle(tickTextOffset=2)
@@ -79,6 +94,7 @@ class IterationsView(QWidget):
         plots.setSpacing(6)
         for plot in self._plots:
             plots.addWidget(plot, 1)
+        plots.addWidget(self.names)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(6, 4, 6, 6)
         layout.setSpacing(3)
@@ -128,6 +144,11 @@ class IterationsView(QWidget):
                 steps, kept = positive_points(run.steps, values)
                 symbol = series_symbol(self._numbers[run.run]) if len(steps) <= _SYMBOLS_UP_TO else None
                 curve.setData(steps, kept, symbol=symbol)
+        self.names.setText("<br>".join(self._name(run) for run in runs if run.run in self._curves))
+
+    def _name(self, run: Run) -> str:
+        number = self._numbers[run.run]
+        return f'<span style="color:{series_colour(number)}">{series_mark(number)}</span> {escape(run.label)}'
 
     def _add_curves(self, run: Run) -> None:
         number = self._numbers.setdefault(run.run, len(self._numbers))

@@ -22,6 +22,7 @@ SERIES_DASHES = (
     Qt.PenStyle.DashDotLine,
 )
 SERIES_SYMBOLS = ("o", "s", "t", "d", "+", "x")
+SERIES_MARKS = ("●", "■", "▼", "◆", "✚", "✖")
 
 
 def series_pen(number: int) -> QPen:
@@ -29,6 +30,16 @@ def series_pen(number: int) -> QPen:
     colour = SERIES_COLOURS[number % len(SERIES_COLOURS)]
     pen: QPen = pg.mkPen(colour, width=2, style=SERIES_DASHES[number % len(SERIES_DASHES)])
     return pen
+
+
+def series_colour(number: int) -> str:
+    """Return the colour of the curve `number` as #rrggbb."""
+    return SERIES_COLOURS[number % len(SERIES_COLOURS)]
+
+
+def series_mark(number: int) -> str:
+    """Return the character that looks like the symbol of the curve `number`."""
+    return SERIES_MARKS[number % len(SERIES_MARKS)]
 
 
 def series_symbol(number: int) -> str:

@@ -37,7 +37,7 @@ EXPLANATION = (
     "ground truth. Its images must agree with the data, and a rotated image that is measured anew must come "
     "back rotated."
 )
-CHECKPOINT_FILTER = "Checkpoints (*.checkpoint *.ckpt *.safetensors);;All files (*)"
+CHECKPOINT_FILTER = "Checkpoints (*.safetensors)"
 _SYMBOLS_UP_TO = 40
 
 

@@ -118,10 +118,6 @@ def _always(state: State) -> bool:
     return True
 
 
-def _has_scan(state: State) -> bool:
-    return state.scan is not None
-
-
 def _can_compute(state: State) -> bool:
     return state.scan is not None and state.engine.phase is EnginePhase.READY
 

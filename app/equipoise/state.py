@@ -243,11 +243,6 @@ def is_idle(state: State) -> bool:
     return state.engine.phase is EnginePhase.READY and not active_jobs(state) and not waiting
 
 
-def shown_run(state: State) -> Run | None:
-    """Return the run in the active pane, or None."""
-    return find_run(state, state.panes[state.active_pane].run)
-
-
 def wanted(state: State, pane: Pane) -> Wish | None:
     """Return what a pane wants to show, or None where the engine has nothing new for it."""
     run = find_run(state, pane.run)

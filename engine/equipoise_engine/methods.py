@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from equipoise_engine.acquisition import Acquisition, CtAcquisition
+from equipoise_engine.acquisition import Acquisition, CtAcquisition, MriAcquisition
 from equipoise_engine.classical import conjugate_gradients, data_residual, total_variation
 from equipoise_engine.ct import ParallelBeamPhysics
 from equipoise_engine.equilibrium import ForwardSettings
@@ -148,7 +148,8 @@ def run(
     undersampling = Undersampling(settings.views_every, settings.accelerate)
     if settings.method == "zerofilled":
         # needs no coil maps, so it is quick; the coil images reproduce the measured samples exactly
-        kspace, _ = kspace_of(scan, slices, undersampling)  # type: ignore[arg-type]
+        assert isinstance(scan, MriAcquisition)
+        kspace, _ = kspace_of(scan, slices, undersampling)
         image = root_sum_of_squares(kspace.to(device))
         return BatchResult(image.float().cpu(), image, "direct", 1, torch.zeros(kspace.shape[0], dtype=torch.float64))
     return run_measured(measure(scan, slices, device, undersampling), settings, model, watch)

@@ -13,16 +13,13 @@ from PySide6.QtWidgets import (
     QDoubleSpinBox,
     QFileDialog,
     QFormLayout,
-    QFrame,
     QHBoxLayout,
     QLabel,
     QLineEdit,
     QPushButton,
-    QScrollArea,
     QSizePolicy,
     QSpinBox,
     QToolButton,
-    QVBoxLayout,
     QWidget,
 )
 
@@ -30,6 +27,7 @@ from equipoise.session import Session
 from equipoise.state import EnginePhase, Job, JobPhase, State, Training, find_job, find_scan
 from equipoise.view.controls import WEIGHTS_FILTER, ModelChooser
 from equipoise.view.plots import colour_plot, log_plot, positive_points, series_pen, series_symbol
+from equipoise.view.scrolled import scrolled_column
 from equipoise_engine.protocol import FineTuneSettings, ReconstructSettings, ScanFacts
 
 EXPLANATION = (
@@ -156,9 +154,7 @@ class AdaptView(QWidget):
         self.use_button.setToolTip("Reconstruct the slice that is shown with these weights")
         self.use_button.clicked.connect(self._use)
 
-        inside = QWidget()
-        column = QVBoxLayout(inside)
-        column.setContentsMargins(8, 8, 8, 8)
+        column = scrolled_column(self, 250)
         column.addWidget(explanation)
         column.addLayout(self.form)
         column.addLayout(buttons)
@@ -166,16 +162,6 @@ class AdaptView(QWidget):
         column.addWidget(self.use_button)
         column.addWidget(self.plot, 1)
         column.addStretch(0)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setWidget(inside)
-        inside.setMinimumWidth(250)
-        scroll.setMinimumWidth(inside.minimumWidth() + scroll.verticalScrollBar().sizeHint().width())
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(scroll)
         self._show_limit()
         self._show_more(False)
         self._show_scan(None)

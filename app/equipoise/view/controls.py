@@ -17,15 +17,14 @@ from PySide6.QtWidgets import (
     QLabel,
     QLineEdit,
     QPushButton,
-    QScrollArea,
     QSizePolicy,
     QSpinBox,
-    QVBoxLayout,
     QWidget,
 )
 
 from equipoise.session import Session
 from equipoise.state import EnginePhase, State, find_scan
+from equipoise.view.scrolled import scrolled_column
 from equipoise_engine.protocol import ReconstructSettings, ScanFacts
 
 FULL_NAMES = {
@@ -227,21 +226,9 @@ class ControlsView(QWidget):
         self.form.addRow("Ce&ntre (px)", self.centre)
         self.form.addRow(self.reopen_button)
 
-        inside = QWidget()
-        column = QVBoxLayout(inside)
-        column.setContentsMargins(8, 8, 8, 8)
+        column = scrolled_column(self, 230)
         column.addLayout(self.form)
         column.addStretch(1)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setWidget(inside)
-        inside.setMinimumWidth(230)
-        scroll.setMinimumWidth(inside.minimumWidth() + scroll.verticalScrollBar().sizeHint().width())
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(scroll)
         self._show_scan(None)
         self.show_change(self._state, session.state)
 

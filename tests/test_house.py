@@ -23,10 +23,10 @@ RESOURCES = ROOT / "resources" / "equipoise_resources"
 ENGINE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "progress", "acquisition", "volume", "device"}),
     frozenset({"operators", "krylov", "solve"}),
-    frozenset({"formats", "preprocess", "ct", "mri", "groups", "phantoms"}),
-    frozenset({"networks", "equilibrium", "losses", "classical", "measured"}),
-    frozenset({"physics", "model", "finetune", "diagnostics", "pretrain", "weights", "methods"}),
-    frozenset({"jobs"}),
+    frozenset({"formats", "preprocess", "ct", "mri", "groups", "phantoms", "metrics"}),
+    frozenset({"networks", "fixed_point", "equilibrium", "losses", "identifiability", "classical", "measured"}),
+    frozenset({"objective", "model", "finetune", "diagnostics", "pretrain", "weights", "methods"}),
+    frozenset({"jobs", "reproduce"}),
     frozenset({"server"}),
     frozenset({"__main__"}),
 )

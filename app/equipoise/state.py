@@ -9,6 +9,7 @@ from typing import assert_never
 
 from equipoise_engine.client import EngineLost
 from equipoise_engine.protocol import (
+    Advice,
     Event,
     Exported,
     Failed,
@@ -432,6 +433,8 @@ def reduce(state: State, job: int, event: Event | EngineLost, pixels: Pixels | N
             return _reconstructed(state, job, event.facts)
         case Trained():
             return _trained(state, job, event)
+        case Advice():
+            return add_notice(state, "warning", event.text)
         case Tuned():
             return _tuned(state, job, event)
         case Slice():

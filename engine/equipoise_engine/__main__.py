@@ -22,9 +22,12 @@ import torch
 from equipoise_engine import __version__, jobs, protocol
 from equipoise_engine.device import choose_device, device_name
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
+from equipoise_engine.groups import GROUPS
 from equipoise_engine.methods import METHODS
+from equipoise_engine.objective import DATA_TERMS
 from equipoise_engine.pretrain import PretrainSettings, pretrain
 from equipoise_engine.progress import Progress
+from equipoise_engine.reproduce.command import add_arguments, reproduce
 from equipoise_engine.server import failure, serve_standard_streams
 from equipoise_engine.volume import Store, Volume
 from equipoise_engine.weights import Checkpoint, write_checkpoint
@@ -88,7 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--model", metavar="FILE", help="weights; default: those that ship with the program")
     reconstruct.add_argument("--iterations", type=int, default=0, help="largest number of iterations")
     reconstruct.add_argument("--tolerance", type=float, default=0.0, help="stop below this fixed-point residual")
-    reconstruct.add_argument("--strength", type=float, default=0.0, help="regularisation strength (tv, sense)")
+    reconstruct.add_argument(
+        "--strength",
+        type=float,
+        default=0.0,
+        help="regularisation strength (tv, sense; deq: relative to the learned one, where the model has one)",
+    )
     reconstruct.add_argument("--window", default="ram-lak", help="FBP filter window")
     _undersampling(reconstruct)
     _common(reconstruct, _reconstruct)
@@ -101,6 +109,15 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--seed", type=int, default=0)
     finetune.add_argument("--learning-rate", type=float, default=2e-4)
     finetune.add_argument("--equivariance-weight", type=float, default=1.0)
+    finetune.add_argument(
+        "--data-term",
+        default="r2r",
+        choices=[term for term in DATA_TERMS if term != "supervised"],
+        help="loss on the measurements",
+    )
+    finetune.add_argument("--group", default="rotation", help=f"transforms of the equivariance: {', '.join(GROUPS)}")
+    finetune.add_argument("--photons", type=float, default=0.0, help="counts of a ray through air (CT): photon noise")
+    finetune.add_argument("--readout", type=float, default=0.0, help="electronic noise in counts, beside the photons'")
     finetune.add_argument("--batch", type=int, default=2, help="slices per step")
     finetune.add_argument("--noise", type=float, help="standard deviation of the measured noise; default: estimated")
     finetune.add_argument("--start", metavar="FILE", help="weights to start from")
@@ -113,12 +130,16 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--out", required=True, type=Path, help="FILE.safetensors")
     training.add_argument("--config", type=Path, help="JSON file with fields of the pretraining settings")
     _common(training, _pretrain)
+
+    comparing = commands.add_parser("reproduce", help="compare training methods on simulated measurements")
+    add_arguments(comparing)
+    _common(comparing, reproduce)
     return parser
 
 
 def _common(parser: argparse.ArgumentParser, run: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
-    if run is not _pretrain and run is not _finetune:
+    if run is _info or run is _reconstruct:
         parser.add_argument("--centre", type=float, metavar="COLUMN", help="rotation centre in detector columns (CT)")
     if run is _finetune:
         parser.add_argument("--centre", type=float, metavar="COLUMN", help="rotation centre of all scans (CT)")
@@ -237,7 +258,11 @@ def _finetune(arguments: argparse.Namespace) -> dict[str, Any]:
         steps=arguments.steps,
         minutes=arguments.minutes,
         learning_rate=arguments.learning_rate,
+        data_term=arguments.data_term,
         equivariance_weight=arguments.equivariance_weight,
+        group=arguments.group,
+        photons=arguments.photons,
+        readout=arguments.readout,
         batch=arguments.batch,
         noise=arguments.noise,
         views_every=arguments.views_every,
@@ -251,6 +276,8 @@ def _finetune(arguments: argparse.Namespace) -> dict[str, Any]:
         if isinstance(event, protocol.Trained) and not arguments.json:
             terms = ", ".join(f"{name} {value:.3g}" for name, value in event.terms)
             _say(f"step {event.step}: {terms} ({event.seconds:.0f} s)")
+        if isinstance(event, protocol.Advice):
+            _say(event.text)
 
     last = jobs.adapt(scans, settings, arguments.out, emit, _silent, choose_device())
     return {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -255,6 +256,43 @@ class ParallelBeamPhysics(Physics):
     def joined(self, others: Sequence[Physics]) -> ParallelBeamPhysics:
         """Return this physics: all slices of a parallel-beam scan share it."""
         return self
+
+    def thinned(self, kept: Tensor) -> ParallelBeamPhysics:
+        """Return the physics of some of the views; `kept (view,)` bool."""
+        return self._with_angles(self.geometry.angle_rad[kept.cpu().numpy()])
+
+    def part(self, y: Tensor, kept: Tensor) -> Tensor:
+        """Return the kept views of y `(batch, view, column)`."""
+        return y[:, kept.to(y.device)]
+
+    def withheld(self, y: Tensor, kept: Tensor) -> Tensor:
+        """Return y `(batch, view, column)` with zeros in the kept views."""
+        return y * ~kept.to(y.device)[:, None]
+
+    def random_split(self, generator: torch.Generator, share: float = 0.6) -> Tensor:
+        """Draw which views to keep `(view,)`, bool: whole views, because noise within one is correlated.
+
+        Raises
+        ------
+        BadInput
+            Fewer than two views.
+        """
+        views = self.range[0]
+        if views < 2:
+            raise BadInput("a scan of one view cannot be split", "Use a scan with at least two views.")
+        kept = torch.zeros(views, dtype=torch.bool)
+        kept[torch.randperm(views, generator=generator)[: min(max(1, round(share * views)), views - 1)]] = True
+        return kept
+
+    def turned(self, angle_rad: float) -> ParallelBeamPhysics:
+        """Return the physics of an object turned counter-clockwise: every view comes from an angle that much less."""
+        turned = self._with_angles(self.geometry.angle_rad - angle_rad)
+        # the spectrum of A^H W A turns with the views, so the scale of W stays
+        turned._weight = self._weight
+        return turned
+
+    def _with_angles(self, angle_rad: NDArray[np.float64]) -> ParallelBeamPhysics:
+        return ParallelBeamPhysics(replace(self.geometry, angle_rad=angle_rad), self.range[1], self.domain[0])
 
     def to(self, device: torch.device) -> ParallelBeamPhysics:
         """Return this physics: it takes its device from its argument."""

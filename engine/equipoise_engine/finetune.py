@@ -12,14 +12,14 @@ from torch import Tensor
 
 from equipoise_engine.equilibrium import BackwardReport, BackwardSettings, ForwardSettings
 from equipoise_engine.errors import BadInput, NumericalTrouble
-from equipoise_engine.groups import rotation_angles
-from equipoise_engine.losses import equivariance, measurement_consistency, recorrupt
+from equipoise_engine.losses import NoiseLevel, Reconstruction
 from equipoise_engine.measured import Measured
 from equipoise_engine.model import EquilibriumModel
 from equipoise_engine.networks import as_channels, expansion
-from equipoise_engine.operators import Physics
+from equipoise_engine.objective import Objective, evaluate
+from equipoise_engine.operators import Physics, norms
 from equipoise_engine.progress import Cancelled, Progress, Watch, unwatched
-from equipoise_engine.solve import Solution, Stop
+from equipoise_engine.solve import Iterate, Outcome, Solution, Stop
 from equipoise_engine.weights import Checkpoint
 
 
@@ -35,7 +35,17 @@ class TrainSettings:
         Time limit; 0 leaves it to `steps`.
     contraction_weight, largest_gain
         Weight of the penalty on a denoiser that expands some direction at the reconstruction by more than
-        `largest_gain`; it keeps the fixed point unique, in particular where the measurements say nothing.
+        `largest_gain`; it keeps the fixed point unique, in particular where the measurements say nothing. 0 measures
+        no gain.
+    objective
+        What is minimised beside that.
+    second_start
+        Where the second solve of the equivariance loss starts: from the "measurements", or from the image it should
+        return to ("turned"), which is used only while the denoiser is measured to contract and the solve is held to
+        `closeness`.
+    closeness
+        A solve from "turned" goes on until its distance to the fixed point, estimated from its residual and its rate,
+        is at most this share of its distance to the image it should return to.
     forward, backward
         How the solves of the training are done.
     """
@@ -43,23 +53,42 @@ class TrainSettings:
     steps: int = 0
     seconds: float = 0.0
     learning_rate: float = 2e-4
-    equivariance_weight: float = 1.0
     batch: int = 2
     seed: int = 0
     contraction_weight: float = 0.1
     largest_gain: float = 0.95
+    objective: Objective = field(default_factory=Objective)
+    second_start: str = "measurements"
+    closeness: float = 0.1
     forward: ForwardSettings = field(default_factory=lambda: ForwardSettings(stop=Stop(tolerance=1e-3, max_steps=40)))
     backward: BackwardSettings = field(default_factory=BackwardSettings)
+
+    def __post_init__(self) -> None:
+        if self.second_start not in ("measurements", "turned"):
+            raise BadInput(f"unknown start {self.second_start!r} of the second solve: measurements or turned")
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimiser step did."""
+    """What one optimiser step did.
+
+    Parameters
+    ----------
+    terms
+        The loss and its parts by name.
+    forward_steps, backward_steps
+        Mean number of evaluations of T, and of vector-Jacobian products, in a solve.
+    unconverged
+        Samples whose forward or backward solve met its limit.
+    level
+        The noise level that "unsure" has learned so far.
+    """
 
     terms: tuple[tuple[str, float], ...]
     forward_steps: float
     backward_steps: float
     unconverged: int
+    level: NoiseLevel | None = None
 
 
 Source = Callable[[torch.Generator], Measured]
@@ -86,41 +115,72 @@ def training_step(
     settings: TrainSettings,
     generator: torch.Generator,
     watch: Watch = unwatched,
+    *,
+    level: NoiseLevel | None = None,
 ) -> StepReport:
-    """Take one optimiser step on measurement consistency plus equivariance, and say what it did.
+    """Take one optimiser step on the objective and say what it did.
 
-    Where the noise level is known, the measurements are recorrupted, so that their noise is not fitted.
+    Parameters
+    ----------
+    level
+        Of the step before, for the data term "unsure".
 
     Raises
     ------
+    BadInput
+        The objective needs something that is not known of these measurements.
     NumericalTrouble
         The gradient is not finite; the weights are unchanged.
     """
     solves: list[Solution] = []
     report = BackwardReport()
 
-    def reconstruct(y: Tensor, physics: Physics) -> Tensor:
+    def solve_from(
+        y: Tensor, physics: Physics, copies: int, start: Tensor | Iterate | None, forward: ForwardSettings
+    ) -> Tensor:
         value, solution = model(
-            y, physics, solver=settings.forward, backward=settings.backward, report=report, watch=watch
+            y,
+            physics,
+            solver=replace(forward, stop=replace(forward.stop, copies=copies)),
+            backward=settings.backward,
+            report=report,
+            start=start,
+            watch=watch,
         )
         solves.append(solution)
         result: Tensor = value
         return result
 
-    angles = rotation_angles(drawn.y.shape[0], generator, avoid_step_rad=drawn.view_step_rad, device=drawn.y.device)
-    noise = None
-    given, target = drawn.y, drawn.y
-    if drawn.noise > 0:
-        noise = drawn.noise * drawn.physics.noise_like(drawn.y, generator)
-        given, target = recorrupt(drawn.y, drawn.noise * drawn.physics.noise_like(drawn.y, generator))
-    x_hat = reconstruct(given, drawn.physics)
-    consistency = measurement_consistency(x_hat, target, drawn.physics).mean()
-    equivariant = equivariance(x_hat, drawn.physics, reconstruct, angles=angles, noise=noise).mean()
-    one = as_channels(x_hat[:1].detach())
-    direction = torch.randn(one.shape, generator=generator).to(one.device)
-    gain, _ = expansion(model.denoiser, one, direction, steps=4)
-    contraction = (gain - settings.largest_gain).clamp(min=0).square().mean()
-    loss = consistency + settings.equivariance_weight * equivariant + settings.contraction_weight * contraction
+    def reconstruct(y: Tensor, physics: Physics, copies: int = 1) -> Tensor:
+        return solve_from(y, physics, copies, None, settings.forward)
+
+    def returning(turned: Tensor) -> Reconstruction:
+        def reconstruct_from(y: Tensor, physics: Physics, copies: int = 1) -> Tensor:
+            if float(_gain(model, turned, generator).detach().max()) >= 1:
+                return reconstruct(y, physics, copies)
+            settled = _settle(model, y.detach(), physics, turned, settings, watch)
+            solves.append(settled)
+            return solve_from(y, physics, copies, settled.last, settings.forward)
+
+        return reconstruct_from
+
+    found = evaluate(
+        settings.objective,
+        drawn,
+        reconstruct,
+        generator,
+        again=returning if settings.second_start == "turned" else None,
+        level=level,
+    )
+    contraction = torch.zeros((), device=drawn.y.device)
+    if settings.contraction_weight:
+        gain = _gain(model, found.x_hat[:1].detach(), generator)
+        contraction = (gain - settings.largest_gain).clamp(min=0).square().mean()
+    loss = (
+        found.data
+        + settings.objective.equivariance_weight * found.equivariance
+        + settings.contraction_weight * contraction
+    )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     size = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -130,17 +190,50 @@ def training_step(
         )
     optimiser.step()
     forward = torch.cat([s.steps for s in solves]).double().mean()
+    unfinished = sum(outcome is not Outcome.CONVERGED for s in solves for outcome in s.outcomes)
     return StepReport(
         (
             ("total", float(loss.detach())),
-            ("measurement consistency", float(consistency.detach())),
-            ("equivariance", float(equivariant.detach())),
+            ("measurement consistency", float(found.data.detach())),
+            ("equivariance", float(found.equivariance.detach())),
             ("contraction", float(contraction.detach())),
         ),
         float(forward),
         sum(report.steps) / max(1, len(report.steps)),
-        report.unconverged,
+        unfinished + report.unconverged,
+        found.level,
     )
+
+
+def _gain(model: EquilibriumModel, image: Tensor, generator: torch.Generator) -> Tensor:
+    one = as_channels(image)
+    direction = torch.randn(one.shape, generator=generator).to(one)
+    gain, _ = expansion(model.denoiser, one, direction, steps=4)
+    return gain
+
+
+@torch.no_grad()
+def _settle(
+    model: EquilibriumModel, y: Tensor, physics: Physics, turned: Tensor, settings: TrainSettings, watch: Watch
+) -> Solution:
+    """Return a solve from `turned` that has come so near to its fixed point that its distance to `turned` is right.
+
+    Stopped early, it would be too near to its start and the equivariance loss too small.
+    """
+    forward = replace(settings.forward, stop=replace(settings.forward.stop, min_steps=3))
+    solution: Solution
+    _, solution = model(y, physics, solver=forward, start=turned, watch=watch)
+    while True:
+        ratios = solution.residuals[1:] / solution.residuals[:-1].clamp(min=torch.finfo(torch.float64).tiny)
+        rate = ratios.clamp(max=0.99).amax(0) if ratios.shape[0] else torch.full_like(solution.residual, 0.99)
+        left = solution.residual * norms(solution.value) / (1 - rate)
+        near = left <= settings.closeness * norms(solution.value - turned)
+        stop = forward.stop
+        if bool(near.all()) or solution.last.step >= stop.max_steps or stop.tolerance < 1e-6:
+            return solution
+        forward = replace(forward, stop=replace(stop, tolerance=stop.tolerance / 4))
+        again = replace(solution.last, active=torch.ones_like(solution.last.active))
+        _, solution = model(y, physics, solver=forward, start=again, watch=watch)
 
 
 def finetune(
@@ -190,6 +283,7 @@ def finetune(
         _restore(optimiser, start.optimiser)
         generator.set_state(start.random)
     step = start.step if start.optimiser else 0
+    level = NoiseLevel(*start.manifest["noise level"]) if start.optimiser and "noise level" in start.manifest else None
     losses: list[float] = list(start.manifest.get("losses", [])) if start.optimiser else []
     began = kept = time.monotonic()
     current = _capture(start, model, optimiser, generator, step, manifest | {"losses": losses})
@@ -197,10 +291,14 @@ def finetune(
         while (not settings.steps or step < settings.steps) and (
             settings.seconds <= 0 or time.monotonic() - began < settings.seconds
         ):
-            report = training_step(model, optimiser, source(generator), settings, generator, watch)
+            report = training_step(model, optimiser, source(generator), settings, generator, watch, level=level)
             step += 1
+            level = report.level
             losses.append(report.terms[0][1])
-            current = _capture(start, model, optimiser, generator, step, manifest | {"losses": list(losses)})
+            told = manifest | {"losses": list(losses)}
+            if level is not None:
+                told["noise level"] = [level.variance, level.velocity]
+            current = _capture(start, model, optimiser, generator, step, told)
             solver = (("forward steps", report.forward_steps), ("backward steps", report.backward_steps))
             watch(Progress("train", step, settings.steps, terms=report.terms + solver))
             if time.monotonic() - kept > keep_seconds:

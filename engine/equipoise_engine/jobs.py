@@ -24,9 +24,11 @@ from equipoise_engine.formats import read
 from equipoise_engine.formats.dicom import write_dicom
 from equipoise_engine.formats.nexus import write_hdf5
 from equipoise_engine.formats.tiff import write_tiff
+from equipoise_engine.identifiability import information
 from equipoise_engine.measured import Measured, Undersampling, is_truncated, measure
 from equipoise_engine.methods import is_direct, methods_for, run, with_defaults
 from equipoise_engine.model import EquilibriumModel
+from equipoise_engine.objective import Objective
 from equipoise_engine.operators import norms
 from equipoise_engine.preprocess.attenuation import attenuation
 from equipoise_engine.preprocess.centre import find_centre
@@ -249,10 +251,21 @@ def adapt(
             f"{settings.equivariance_weight:g} must be at least 1, above 0 and at least 0"
         )
     start, settings = _start(settings, scans[0])
+    objective = Objective(
+        data_term=settings.data_term,
+        equivariance_weight=settings.equivariance_weight,
+        group=settings.group,
+        noise_model="poisson" if settings.photons else "white",
+        photons=settings.photons,
+        readout=settings.readout,
+    )
+    if objective.data_term == "supervised":
+        raise BadInput("a scan has no truth to be supervised by", "Choose another data term.")
     undersampling = Undersampling(settings.views_every, settings.accelerate)
     measured = tuple(_training_part(scan, undersampling, device, watch) for scan in scans)
     if settings.noise is not None:
         measured = tuple(replace(part, noise=settings.noise) for part in measured)
+    _advise(objective, measured, emit)
     manifest = {
         "program": f"Equipoise {__version__}",
         "torch": torch.__version__,
@@ -293,7 +306,7 @@ def adapt(
                 steps=settings.steps,
                 seconds=settings.minutes * 60,
                 learning_rate=settings.learning_rate,
-                equivariance_weight=settings.equivariance_weight,
+                objective=objective,
                 batch=settings.batch,
                 seed=settings.seed,
             ),
@@ -441,6 +454,26 @@ def _start(settings: protocol.FineTuneSettings, scan: Acquisition) -> tuple[Chec
             "Start from it instead of resuming it.",
         ) from error
     return checkpoint, msgspec.structs.replace(own, steps=settings.steps, minutes=settings.minutes)
+
+
+def _advise(objective: Objective, measured: tuple[Measured, ...], emit: Emit) -> None:
+    """Tell the user where the group of the objective brings nothing for the geometry of a scan."""
+    if objective.equivariance_weight == 0 and objective.data_term != "equivariant-splitting":
+        return
+    told = set()
+    for part in measured:
+        first = part.select(torch.zeros(1, dtype=torch.int64))
+        found = information(
+            first.physics,
+            objective.group,
+            torch.Generator().manual_seed(0),
+            device=first.y.device,
+            avoid_step_rad=first.view_step_rad,
+            draws=2,
+        )
+        if not found.useful and found.message not in told:
+            told.add(found.message)
+            emit(protocol.Advice(text=found.message))
 
 
 def _training_part(scan: Acquisition, undersampling: Undersampling, device: torch.device, watch: Watch) -> Measured:

@@ -49,16 +49,20 @@ class Measured:
         Spacing of equally spaced CT views, whose multiples are no useful rotations; None otherwise.
     noise
         Standard deviation of the noise in y (of each of real and imaginary part); 0 where it is not known.
+    truth
+        What was measured `(slice, y, x)`, known for simulated measurements only.
     """
 
     y: Tensor
     physics: Physics
     view_step_rad: float | None = None
     noise: float = 0.0
+    truth: Tensor | None = None
 
     def select(self, slices: Tensor) -> Measured:
         """Return a part of the slices; `slices (batch,)` int64 indexes them."""
-        return replace(self, y=self.y[slices], physics=self.physics.select(slices))
+        truth = None if self.truth is None else self.truth[slices]
+        return replace(self, y=self.y[slices], physics=self.physics.select(slices), truth=truth)
 
 
 def measure(

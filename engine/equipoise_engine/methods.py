@@ -46,7 +46,7 @@ METHODS = {
     "tv": Method("TV", iterations=150, tolerance=2e-4, strength=0.01),
     "zerofilled": Method("Zero-filled"),
     "sense": Method("CG-SENSE", iterations=30, tolerance=1e-3, strength=0.1),
-    "deq": Method("Equilibrium", iterations=100, tolerance=1e-4),
+    "deq": Method("Equilibrium", iterations=100, tolerance=1e-4, strength=1.0),
 }
 CT_METHODS = ("fbp", "cgls", "tv", "deq")
 MRI_METHODS = ("zerofilled", "sense", "deq")
@@ -197,6 +197,7 @@ def run_measured(
             image, solution = model(
                 y,
                 physics,
+                strength=settings.strength,
                 solver=forward,
                 watch=framed,
                 measure=lambda x: data_residual(physics, x, y),

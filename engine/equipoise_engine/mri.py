@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -88,6 +89,11 @@ class CartesianPhysics(Physics):
         self.maps = maps
         self.mask = mask
 
+    @property
+    def slices(self) -> int:
+        """Number of slices with coil maps of their own."""
+        return int(self.maps.shape[0])
+
     def _maps(self, x: Tensor) -> Tensor:
         maps = self.maps.to(x.dtype)
         if maps.shape[0] not in (1, x.shape[0]):
@@ -108,6 +114,18 @@ class CartesianPhysics(Physics):
         """Return white noise of unit standard deviation (of real and imaginary part) at the sampled positions."""
         return super().noise_like(y, generator) * self.mask
 
+    def resolvent(self, b: Tensor, length: float) -> Tensor | None:
+        """Return (I + length A^H A)^-1 b `(batch, y, x)` for one coil of magnitude one: then A is unitary but for M."""
+        maps = self._maps(b)
+        if maps.shape[1] != 1 or not self._unit:
+            return None
+        kspace = centred_fft(maps[:, 0] * b) / (1 + length * self.mask.to(b.real.dtype))
+        return maps[:, 0].conj() * centred_ifft(kspace)
+
+    @cached_property
+    def _unit(self) -> bool:
+        return bool(((self.maps.abs() - 1).abs() < 1e-5).all())
+
     def analytic(self, y: Tensor) -> Tensor:
         """Return the zero-filled image, coils combined with their maps `(batch, y, x)`, complex."""
         return self.adjoint(y)
@@ -120,6 +138,48 @@ class CartesianPhysics(Physics):
         """Return the physics with the coil maps of all; the mask is that of the scan."""
         maps = [other.maps for other in others if isinstance(other, CartesianPhysics)]
         return CartesianPhysics(torch.cat([self.maps, *maps]), self.mask)
+
+    def thinned(self, kept: Tensor) -> CartesianPhysics:
+        """Return the physics of some of the sampled positions; `kept (ky, kx)` bool."""
+        return CartesianPhysics(self.maps, self.mask & kept.to(self.mask.device))
+
+    def part(self, y: Tensor, kept: Tensor) -> Tensor:
+        """Return y `(batch, coil, ky, kx)` with zeros outside the kept positions."""
+        return y * kept.to(y.device)
+
+    def withheld(self, y: Tensor, kept: Tensor) -> Tensor:
+        """Return y `(batch, coil, ky, kx)` with zeros at the kept positions."""
+        return y * ~kept.to(y.device)
+
+    def random_split(self, generator: torch.Generator, share: float = 0.6) -> Tensor:
+        """Draw which positions to keep `(ky, kx)`, bool: whole lines where whole lines were left out, else points.
+
+        The centre, a twenty-fifth of k-space along an axis, is always kept: without it no part has the contrast.
+
+        Raises
+        ------
+        BadInput
+            Fewer than two lines or points outside the centre.
+        """
+        mask = self.mask.cpu()
+        rows, columns = mask.any(1, keepdim=True), mask.any(0, keepdim=True)
+        near_row, near_column = (
+            (torch.arange(size) - size // 2).abs().reshape(shape) <= size // 50
+            for size, shape in zip(mask.shape, ((-1, 1), (1, -1)), strict=True)
+        )
+        if not torch.equal(rows & columns, mask):
+            units, centre = mask, near_row & near_column
+        elif rows.float().mean() <= columns.float().mean():
+            units, centre = rows, near_row
+        else:
+            units, centre = columns, near_column
+        free = torch.nonzero((units & ~centre).flatten()).flatten()
+        if free.numel() < 2:
+            raise BadInput(f"k-space with {free.numel()} sampled lines or points outside its centre cannot be split")
+        chosen = torch.randperm(free.numel(), generator=generator)
+        kept = centre.clone().flatten()
+        kept[free[chosen[: min(max(1, round(share * free.numel())), free.numel() - 1)]]] = True
+        return kept.reshape(units.shape).expand_as(mask) & mask
 
     def to(self, device: torch.device) -> CartesianPhysics:
         """Return the physics with maps and mask on `device`."""

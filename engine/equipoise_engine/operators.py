@@ -116,6 +116,11 @@ class Physics(LinearOperator):
     truncated: bool = False
     """Whether part of the object lies where few measurements see it, so that the analytic image is far off."""
 
+    @property
+    def slices(self) -> int:
+        """Number of slices that differ in their physics; 1 where one operator serves a batch of any size."""
+        return 1
+
     @abstractmethod
     def weight(self, residual: Tensor) -> Tensor:
         """Return W r `(batch, *range)`."""
@@ -136,6 +141,35 @@ class Physics(LinearOperator):
     def to(self, device: torch.device) -> Physics:
         """Return the physics with its tensors on `device`."""
 
+    @abstractmethod
+    def thinned(self, kept: Tensor) -> Physics:
+        """Return the physics of a part of the measurements, those that `random_split` or a mask like it keeps."""
+
+    @abstractmethod
+    def part(self, y: Tensor, kept: Tensor) -> Tensor:
+        """Return the measurements that the thinned physics has, out of y `(batch, *range)`."""
+
+    @abstractmethod
+    def withheld(self, y: Tensor, kept: Tensor) -> Tensor:
+        """Return y `(batch, *range)` with zeros where measurements are kept: what the thinned physics lacks."""
+
+    @abstractmethod
+    def random_split(self, generator: torch.Generator, share: float = 0.6) -> Tensor:
+        """Draw which measurements to keep, bool: about `share` of those that are measured together.
+
+        Raises
+        ------
+        BadInput
+            There are too few to keep some and withhold some.
+        """
+
+    def turned(self, angle_rad: float) -> Physics | None:
+        """Return the physics of A T_g, T_g a counter-clockwise rotation, where that needs no image turned, else None.
+
+        A rotated object in a fixed scanner is a fixed object in a scanner turned back.
+        """
+        return None
+
     def noise_like(self, y: Tensor, generator: torch.Generator) -> Tensor:
         """Return white noise of unit standard deviation (of each of real and imaginary part) where y was measured."""
         if y.is_complex():
@@ -155,6 +189,14 @@ class Physics(LinearOperator):
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """Return A^H W (A x - y) `(batch, *domain)`."""
         return self.adjoint(self.weight(self.forward(x) - y))
+
+    def normal(self, x: Tensor) -> Tensor:
+        """Return A^H W A x `(batch, *domain)`, a symmetric map of norm one."""
+        return self.adjoint(self.weight(self.forward(x)))
+
+    def resolvent(self, b: Tensor, length: float) -> Tensor | None:
+        """Return (I + length A^H W A)^-1 b `(batch, *domain)` where it has a closed form, else None."""
+        return None
 
 
 def norms(x: Tensor) -> Tensor:

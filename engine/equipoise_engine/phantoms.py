@@ -19,6 +19,15 @@ def random_images(batch: int, side: int, generator: torch.Generator) -> Tensor:
     return torch.stack([_image(side, generator) for _ in range(batch)])
 
 
+def tissue_images(batch: int, side: int, generator: torch.Generator) -> Tensor:
+    """Draw nonnegative images like `random_images`, but of soft and fibrous matter: hardly any part is constant.
+
+    A shaded body with a soft edge, blobs with smooth profiles, bundles of fibres, band-limited texture, and a few
+    inclusions with sharp edges.
+    """
+    return torch.stack([_tissue(side, generator) for _ in range(batch)])
+
+
 def random_phase(batch: int, side: int, generator: torch.Generator) -> Tensor:
     """Draw smooth phase factors exp(i phi) `(batch, y, x)`, complex64."""
     phase = torch.stack([_smooth(side, 3.0, generator) for _ in range(batch)])
@@ -89,6 +98,40 @@ def _image(side: int, generator: torch.Generator) -> Tensor:
     return image / image.max().clamp(min=0.1)
 
 
+def _tissue(side: int, generator: torch.Generator) -> Tensor:
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    y, x = _grid(side)
+    pixel = 2.0 / side
+    soft = uniform(0.04, 0.12)
+    body = _ellipse(x, y, 0, 0, uniform(0.65, 0.88), uniform(0.65, 0.88), uniform(0, 3.2), soft)
+    image = uniform(0.35, 0.6) * (1 + 0.35 * _smooth(side, 2.5, generator))
+    for _ in range(int(uniform(4, 12))):
+        turn, wide, high = uniform(0, 3.2), uniform(0.05, 0.3), uniform(0.05, 0.3)
+        along, across = _turned(x - uniform(-0.6, 0.6), y - uniform(-0.6, 0.6), turn)
+        image = image + uniform(-0.3, 0.4) * torch.exp(-((along / wide) ** 2 + (across / high) ** 2) / 2)
+    for _ in range(int(uniform(1, 4))):
+        turn, cycles = uniform(0, 3.2), uniform(6.0, 16.0)
+        along, across = _turned(x - uniform(-0.5, 0.5), y - uniform(-0.5, 0.5), turn)
+        region = torch.exp(-((along / uniform(0.2, 0.5)) ** 2 + (across / uniform(0.15, 0.4)) ** 2) / 2)
+        bend = uniform(0.2, 1.0) * _smooth(side, 3.0, generator)
+        image = image + uniform(0.08, 0.2) * region * torch.cos(math.pi * cycles * across + bend)
+    grain = _smooth(side, 14.0, generator) * (0.5 + 0.5 * _smooth(side, 3.0, generator)).clamp(min=0)
+    image = image + uniform(0.02, 0.08) * grain
+    for _ in range(int(uniform(0, 5))):
+        radius = uniform(0.03, 0.12)
+        place = (uniform(-0.5, 0.5), uniform(-0.5, 0.5))
+        leaf = _ellipse(x, y, *place, radius, radius * uniform(0.4, 1.0), uniform(0, 3.2), pixel)
+        image = image + uniform(-0.3, 0.4) * leaf
+    image = (image * body).clamp(min=0)
+    return image / image.max().clamp(min=0.1)
+
+
+def _turned(x: Tensor, y: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+    return x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+
+
 def _grid(side: int) -> tuple[Tensor, Tensor]:
     axis = (torch.arange(side) - (side - 1) / 2) * (2.0 / side)
     y, x = torch.meshgrid(-axis, axis, indexing="ij")
@@ -96,8 +139,7 @@ def _grid(side: int) -> tuple[Tensor, Tensor]:
 
 
 def _ellipse(x: Tensor, y: Tensor, x0: float, y0: float, wide: float, high: float, turn: float, pixel: float) -> Tensor:
-    along = (x - x0) * math.cos(turn) + (y - y0) * math.sin(turn)
-    across = (y - y0) * math.cos(turn) - (x - x0) * math.sin(turn)
+    along, across = _turned(x - x0, y - y0, turn)
     radius = torch.sqrt((along / wide) ** 2 + (across / high) ** 2)
     return ((1 - radius) * min(wide, high) / pixel + 0.5).clamp(0, 1)
 
@@ -105,8 +147,7 @@ def _ellipse(x: Tensor, y: Tensor, x0: float, y0: float, wide: float, high: floa
 def _rectangle(
     x: Tensor, y: Tensor, x0: float, y0: float, wide: float, high: float, turn: float, pixel: float
 ) -> Tensor:
-    along = (x - x0) * math.cos(turn) + (y - y0) * math.sin(turn)
-    across = (y - y0) * math.cos(turn) - (x - x0) * math.sin(turn)
+    along, across = _turned(x - x0, y - y0, turn)
     inside = torch.minimum(wide - along.abs(), high - across.abs())
     return (inside / pixel + 0.5).clamp(0, 1)
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from equipoise_engine.acquisition import ParallelBeam
 from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.errors import BadInput
 from equipoise_engine.finetune import TrainSettings, finetune
 from equipoise_engine.measured import Measured
 from equipoise_engine.model import Architecture, EquilibriumModel
 from equipoise_engine.mri import CartesianPhysics, undersampling_mask
-from equipoise_engine.networks import as_channels, expansion
+from equipoise_engine.networks import SIZES, as_channels, expansion
 from equipoise_engine.phantoms import random_coil_maps, random_images, random_phase, simulate_kspace
 from equipoise_engine.progress import Progress, Watch, unwatched
 from equipoise_engine.weights import Checkpoint
@@ -50,6 +51,9 @@ class PretrainSettings:
         Smallest and largest number of views of the second stage (CT).
     accelerations
         Smallest and largest acceleration of the second stage (MRI).
+    network, size, fixed_point
+        Kind and size of the denoiser (`networks.build_denoiser`, `networks.SIZES`), and the map it is put in
+        (`fixed_point.build_map`).
     """
 
     modality: str
@@ -66,6 +70,9 @@ class PretrainSettings:
     equivariant_rate: float = 2e-4
     views: tuple[int, int] = (16, 64)
     accelerations: tuple[int, int] = (2, 6)
+    network: str = "unet"
+    size: str = "small"
+    fixed_point: str = "pgd"
     seed: int = 0
 
 
@@ -89,9 +96,13 @@ def pretrain(
         Called after each step with stage "denoise" or "train"; may raise Cancelled.
     """
     torch.manual_seed(settings.seed)
-    architecture = Architecture(image_channels=2 if settings.modality == "mri" else 1)
+    if settings.size not in SIZES:
+        raise BadInput(f"unknown size of network {settings.size!r}", f"Choose one of {', '.join(SIZES)}.")
+    architecture = Architecture(
+        2 if settings.modality == "mri" else 1, SIZES[settings.size], settings.network, settings.fixed_point
+    )
     model = EquilibriumModel(architecture).to(device)
-    _train_denoiser(model, settings, device, watch)
+    train_denoiser(model, settings, device, watch)
     weights = {name: value.detach().clone().cpu() for name, value in model.state_dict().items()}
     start = Checkpoint(
         architecture, weights, {}, torch.empty(0, dtype=torch.uint8), 0, manifest | {"pretrain": asdict(settings)}
@@ -117,7 +128,8 @@ def pretrain(
     return replace(done, step=0).without_training_state()
 
 
-def _train_denoiser(model: EquilibriumModel, settings: PretrainSettings, device: torch.device, watch: Watch) -> None:
+def train_denoiser(model: EquilibriumModel, settings: PretrainSettings, device: torch.device, watch: Watch) -> None:
+    """Train the denoiser of a model on generated images with white noise, the clean images as targets."""
     generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.denoise_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, settings.denoise_steps))

@@ -57,7 +57,8 @@ class ReconstructSettings(_Record, frozen=True):
     tolerance: float = 0.0
     """Stop once the relative fixed-point residual is below; 0 takes the method's own default."""
     strength: float = 0.0
-    """Regularisation strength, relative to the image (TV, CG-SENSE); 0 takes the method's own default."""
+    """Regularisation strength, relative to the image (TV, CG-SENSE) or to what was learned (an equilibrium model that
+    has one); 0 takes the method's own default."""
     window: str = "ram-lak"
     """FBP filter window: ram-lak, shepp-logan, cosine, hann."""
     views_every: int = 1
@@ -78,7 +79,15 @@ class FineTuneSettings(_Record, frozen=True):
     minutes: float = 0.0
     """Time limit; 0 leaves it to `steps`."""
     learning_rate: float = 2e-4
+    data_term: str = "r2r"
+    """Loss on the measurements: r2r, consistency, sure, unsure, split or equivariant-splitting."""
     equivariance_weight: float = 1.0
+    group: str = "rotation"
+    """Transforms of the equivariance: rotation, rot90, flip, shift, phase, or several joined by "+"."""
+    photons: float = 0.0
+    """Counts of a ray through air, for the noise of photons in attenuation (CT); 0 takes white noise."""
+    readout: float = 0.0
+    """Standard deviation of the electronic noise in counts, beside that of the photons."""
     batch: int = 2
     """Slices per step."""
     noise: float | None = None
@@ -338,6 +347,12 @@ class Tuned(_Message, frozen=True):
     """Whether it was stopped before its limit."""
 
 
+class Advice(_Message, frozen=True):
+    """Something to know about a job that goes on; no error."""
+
+    text: str
+
+
 class Slice(_Message, frozen=True):
     """Pixels of one slice `(y, x)` follow the header."""
 
@@ -387,6 +402,7 @@ Event = (
     | Reconstructed
     | Trained
     | Tuned
+    | Advice
     | Slice
     | Exported
     | Finished

@@ -9,6 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from equipoise_engine.errors import BadInput
 from equipoise_engine.operators import norms
 from equipoise_engine.progress import Progress, Watch, unwatched
 
@@ -34,10 +35,17 @@ class Stop:
         A sample has converged once ||T(x) - x|| <= tolerance ||T(x)||.
     max_steps
         Largest number of evaluations of T.
+    min_steps
+        Least number of evaluations of T, however small the residual.
+    copies
+        The batch holds so many variants of each sample, all first variants, then all second ones, and so on. The
+        variants of a sample stop together, so that the errors of their solves cancel in a difference.
     """
 
     tolerance: float = 1e-4
     max_steps: int = 100
+    min_steps: int = 1
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,8 @@ def solve(
     stop = stop or Stop()
     state = start if isinstance(start, Iterate) else begin(start, method)
     batch = state.x.shape[0]
+    if batch % stop.copies:
+        raise BadInput(f"a batch of {batch} does not hold {stop.copies} variants of each sample")
     residual = torch.full((batch,), torch.inf, dtype=torch.float64, device=state.x.device)
     history: list[Tensor] = []
     steps = torch.full((batch,), state.step, dtype=torch.int64, device=state.x.device)
@@ -255,9 +265,20 @@ def _advance(
         points=points,
         values=values,
         depth=depth,
-        active=state.active.index_copy(0, samples, finite & (residual > stop.tolerance)),
+        active=_still_active(state, samples, finite, residual, stop),
         step=state.step + 1,
     )
+
+
+def _still_active(state: Iterate, samples: Tensor, finite: Tensor, residual: Tensor, stop: Stop) -> Tensor:
+    wanting = residual > stop.tolerance
+    if state.step + 1 < stop.min_steps:
+        wanting = torch.ones_like(wanting)
+    if stop.copies > 1:
+        everywhere = torch.zeros_like(state.active).index_copy(0, samples, finite & wanting)
+        some = everywhere.reshape(stop.copies, -1).any(0).repeat(stop.copies)
+        wanting = some[samples]
+    return state.active.index_copy(0, samples, finite & wanting)
 
 
 def _mix(points: Tensor, values: Tensor, depth: Tensor, plain: Tensor, method: Anderson) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     try:
         shape = json.loads(metadata["architecture"])
-        architecture = Architecture(int(shape["image_channels"]), _three(shape["widths"]))
+        # files of before there was a choice name neither network nor map
+        architecture = Architecture(
+            int(shape["image_channels"]),
+            _three(shape["widths"]),
+            str(shape.get("network", Architecture.network)),
+            str(shape.get("fixed_point", Architecture.fixed_point)),
+        )
         checkpoint = Checkpoint(
             architecture,
             _part(tensors, "weights/"),
@@ -127,6 +133,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             json.loads(metadata["manifest"]),
         )
         checkpoint.model()
+    except BadInput as error:
+        raise BadInput(f"{path.name}: {error.message}", error.hint) from error
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise BadInput(f"{path.name}: its manifest and its weights do not fit together: {error}") from error
     return checkpoint

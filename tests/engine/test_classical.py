@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from equipoise_engine.acquisition import ParallelBeam
-from equipoise_engine.classical import conjugate_gradients, data_residual, total_variation
+from equipoise_engine.classical import conjugate_gradients, data_residual, total_variation, wavelet
 from equipoise_engine.ct import ParallelBeamPhysics
 from equipoise_engine.mri import CartesianPhysics, undersampling_mask
 from equipoise_engine.phantoms import random_coil_maps, random_images, simulate_kspace
@@ -85,3 +85,42 @@ def test_sense_unfolds_what_zero_filling_aliases() -> None:
     y = simulate_kspace(truth, maps, 1e-3, generator) * mask
     solved = conjugate_gradients(physics, y, damping=0.02, tolerance=1e-4, max_steps=60)
     assert psnr(solved.image, truth) > psnr(physics.analytic(y), truth) + 8
+
+
+def test_wavelet_shrinkage_denoises_a_complete_scan() -> None:
+    generator = torch.Generator().manual_seed(3)
+    truth = random_images(2, 48, generator).to(torch.complex64)
+    maps = torch.ones((1, 48, 48), dtype=torch.complex64)
+    physics = CartesianPhysics(maps[None], torch.ones((48, 48), dtype=torch.bool))
+    y = simulate_kspace(truth, maps, 0.1, generator)
+    solved = wavelet(physics, y, strength=0.5, tolerance=1e-4, max_steps=40)
+    assert psnr(solved.image, truth) > psnr(physics.analytic(y), truth) + 3
+
+
+def test_wavelets_fill_in_what_was_not_sampled() -> None:
+    generator = torch.Generator().manual_seed(5)
+    # sides that no power of two divides
+    truth = random_images(2, 60, generator).to(torch.complex64)
+    maps = torch.ones((1, 60, 60), dtype=torch.complex64)
+    mask = torch.rand((60, 60), generator=generator) < 1 / 3
+    mask[26:34, 26:34] = True
+    physics = CartesianPhysics(maps[None], mask)
+    y = simulate_kspace(truth, maps, 1e-3, generator) * mask
+    seen: list[Progress] = []
+    solved = wavelet(physics, y, strength=0.003, tolerance=1e-4, max_steps=100, watch=seen.append)
+    assert psnr(solved.image, truth) > psnr(physics.analytic(y), truth) + 3.5
+    assert [p.step for p in seen] == list(range(1, solved.steps + 1))
+    again = wavelet(physics, y, strength=0.003, tolerance=1e-4, max_steps=100)
+    assert torch.equal(solved.image, again.image)
+
+
+def test_strong_wavelet_shrinkage_leaves_the_mean() -> None:
+    truth = random_images(1, 32, torch.Generator().manual_seed(1)).to(torch.complex64)
+    maps = torch.ones((1, 1, 32, 32), dtype=torch.complex64)
+    physics = CartesianPhysics(maps, torch.ones((32, 32), dtype=torch.bool))
+    solved = wavelet(physics, physics(truth), strength=1e3, tolerance=1e-6, max_steps=1)
+    # no detail is left, and an orthonormal basis keeps the mean in its coarsest coefficients
+    torch.testing.assert_close(solved.image.mean(), truth.mean(), rtol=1e-4, atol=1e-6)
+    assert float((solved.image - truth).norm()) > 0.2 * float(truth.norm())
+    unshrunk = wavelet(physics, physics(truth), strength=0.0, tolerance=1e-6, max_steps=1)
+    torch.testing.assert_close(unshrunk.image, truth, rtol=1e-4, atol=1e-5)

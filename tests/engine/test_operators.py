@@ -9,6 +9,7 @@ import torch
 from equipoise_engine.acquisition import ParallelBeam
 from equipoise_engine.ct import ParallelBeamPhysics
 from equipoise_engine.errors import BadInput
+from equipoise_engine.groups import Transform, virtual
 from equipoise_engine.mri import CartesianPhysics, undersampling_mask
 from equipoise_engine.operators import LinearOperator, Physics, adjoint_error, adjoint_tolerance, operator_norm
 from equipoise_engine.phantoms import random_coil_maps
@@ -25,11 +26,31 @@ def cartesian(rows: int, columns: int, coils: int) -> Physics:
     return CartesianPhysics(maps.to(torch.complex128), torch.from_numpy(mask))
 
 
+def split(physics: Physics) -> torch.Tensor:
+    return physics.random_split(torch.Generator().manual_seed(2))
+
+
+def transformed(physics: Physics, angle_rad: float, shift: tuple[int, int]) -> Physics:
+    angle = torch.tensor([angle_rad], dtype=torch.float64)
+    return virtual(physics, Transform(torch.tensor([True]), angle, torch.tensor([shift])))
+
+
+def turned(physics: Physics, angle_rad: float) -> Physics:
+    physics_turned = physics.turned(angle_rad)
+    assert physics_turned is not None
+    return physics_turned
+
+
 OPERATORS = {
     "parallel": lambda: parallel(19, 32, 15.5),
     "parallel, off-centre, odd": lambda: parallel(11, 33, 12.3),
     "parallel, full turn": lambda: parallel(24, 31, 15.0, turn=2 * np.pi),
     "parallel, larger image": lambda: parallel(13, 24, 11.0, size=36),
+    "parallel, turned": lambda: turned(parallel(17, 24, 11.2), 0.37),
+    "parallel, some views": lambda: parallel(18, 32, 15.5).thinned(torch.arange(18) % 3 > 0),
+    "parallel, transformed": lambda: transformed(parallel(15, 24, 11.5), 2.1, (3, -5)),
+    "Cartesian, some lines": lambda: cartesian(24, 24, 3).thinned(split(cartesian(24, 24, 3))),
+    "Cartesian, transformed": lambda: transformed(cartesian(20, 26, 2), -0.8, (4, 1)),
     "Cartesian": lambda: cartesian(24, 24, 3),
     "Cartesian, not square": lambda: cartesian(21, 30, 2),
     "Cartesian, one coil": lambda: cartesian(16, 16, 1),
@@ -82,7 +103,8 @@ def test_gradient_is_the_adjoint(physics: Physics) -> None:
 
 def test_a_sample_does_not_depend_on_its_batch(physics: Physics) -> None:
     x = draw((3, *physics.domain), physics, 1)
-    assert torch.equal(physics.forward(x)[1], physics.forward(x[1:2])[0])
+    # a batched Fourier transform may round differently
+    torch.testing.assert_close(physics.forward(x)[1], physics.forward(x[1:2])[0], rtol=0, atol=1e-13)
 
 
 def test_wrong_shapes_are_refused(physics: Physics) -> None:
@@ -114,3 +136,50 @@ def test_weight_is_symmetric_and_positive(physics: Physics) -> None:
     left, right = torch.sum(a.conj() * physics.weight(b)), torch.sum(physics.weight(a).conj() * b)
     torch.testing.assert_close(left, right)
     assert torch.sum(a.conj() * physics.weight(a)).real > 0
+
+
+def test_a_split_keeps_part_of_the_measurements_and_withholds_the_rest(physics: Physics) -> None:
+    x = draw((2, *physics.domain), physics, 6)
+    y = physics.forward(x)
+    kept = split(physics)
+    part, withheld = physics.part(y, kept), physics.withheld(y, kept)
+    torch.testing.assert_close(part, physics.thinned(kept).forward(x))
+    torch.testing.assert_close(physics.part(withheld, kept), torch.zeros_like(part), rtol=0, atol=0)
+    sizes = [float(torch.sum(values.abs() ** 2)) for values in (y, part, withheld)]
+    assert sizes[0] == pytest.approx(sizes[1] + sizes[2])
+    assert min(sizes[1:]) > 0
+
+
+def test_a_split_has_the_share_that_was_asked_for_and_differs_from_draw_to_draw() -> None:
+    generator = torch.Generator().manual_seed(0)
+    views = [parallel(40, 32, 15.5).random_split(generator, 0.7) for _ in range(2)]
+    assert [int(kept.sum()) for kept in views] == [28, 28]
+    assert not torch.equal(*views)
+    physics = cartesian(100, 96, 1)
+    lines = [physics.random_split(generator, 0.5).any(1) for _ in range(2)]
+    assert not torch.equal(*lines)
+    sampled = physics.thinned(torch.ones(100, 96, dtype=torch.bool)).mask.any(1)  # type: ignore[attr-defined]
+    for kept in lines:
+        assert bool(kept[48:53].all())
+        assert int((kept & sampled).sum()) == 5 + round(0.5 * (int(sampled.sum()) - 5))
+
+
+def test_points_are_split_where_no_whole_lines_were_left_out() -> None:
+    mask = torch.rand((30, 30), generator=torch.Generator().manual_seed(0)) < 0.4
+    mask[15, 15] = True
+    physics = CartesianPhysics(torch.ones((1, 1, 30, 30), dtype=torch.complex64), mask)
+    kept = split(physics)
+    assert bool(kept[15, 15])
+    assert not bool((kept & ~mask).any())
+    assert 0.5 * int(mask.sum()) < int(kept.sum()) < 0.7 * int(mask.sum())
+    inner = kept[5:25, 5:25].any(1).float().mean(), kept[5:25, 5:25].any(0).float().mean()
+    assert min(inner) == 1.0
+
+
+def test_what_cannot_be_split_is_refused() -> None:
+    with pytest.raises(BadInput, match="one view"):
+        parallel(1, 16, 7.5).random_split(torch.Generator())
+    maps = torch.ones((1, 1, 32, 32), dtype=torch.complex64)
+    mask = (torch.arange(32) == 16)[:, None].expand(32, 32)
+    with pytest.raises(BadInput, match="0 sampled lines"):
+        CartesianPhysics(maps, mask).random_split(torch.Generator())

@@ -85,6 +85,7 @@ EXAMPLES: list[protocol.Request | protocol.Event] = [
         seconds=6.25,
     ),
     protocol.Tuned(path="/work/tooth.safetensors", steps=2, seconds=9.5, losses=(0.75, 0.5), stopped=True),
+    protocol.Advice(text="The group flip brings no information for this scan's geometry."),
     protocol.Slice(result="run-1", index=4, step=None, low=0.0, high=1.5),
     protocol.Exported(path="/work/tooth.tif", files=("/work/tooth.tif",), bytes=9830400),
     protocol.Finished(seconds=3.5, cancelled=False),

@@ -148,9 +148,8 @@ def test_gmres_solves_nonsymmetric_systems_sample_by_sample() -> None:
         (2, SIZE, SIZE), dtype=torch.float64, generator=generator
     )
     right = torch.randn((2, SIZE), dtype=torch.float64, generator=generator) * torch.tensor([[1.0], [1e-7]])
-    found, outcomes, steps = gmres(
-        lambda v: torch.einsum("bij,bj->bi", matrices, v), right, tolerance=1e-10, max_steps=60
-    )
+    solved = gmres(lambda v: torch.einsum("bij,bj->bi", matrices, v), right, tolerance=1e-10, max_steps=60)
+    found, outcomes, steps = solved.value, solved.outcomes, solved.steps
     exact = torch.linalg.solve(matrices, right[:, :, None])[:, :, 0]
     assert outcomes == (Outcome.CONVERGED, Outcome.CONVERGED)
     assert steps <= SIZE
@@ -161,7 +160,8 @@ def test_gmres_says_when_it_has_not_converged_and_handles_a_zero_right_side() ->
     matrices = torch.roll(torch.eye(SIZE, dtype=torch.float64), 1, 0)
     right = torch.zeros((2, SIZE), dtype=torch.float64)
     right[0, 0] = 1.0
-    found, outcomes, _ = gmres(lambda v: v @ matrices, right, tolerance=1e-6, max_steps=5)
+    solved = gmres(lambda v: v @ matrices, right, tolerance=1e-6, max_steps=5)
+    found, outcomes = solved.value, solved.outcomes
     assert outcomes[0] is Outcome.MAX_STEPS
     assert outcomes[1] is Outcome.CONVERGED
     assert torch.equal(found[1], torch.zeros(SIZE, dtype=torch.float64))

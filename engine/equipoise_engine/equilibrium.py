@@ -84,6 +84,9 @@ class BackwardSettings:
     warm_start
         Start the adjoint solve in the span of the differences of the last forward iterates, whose images under J are
         known (right for a symmetric J, a guess otherwise; as in Z. Ramzi et al. 2021, arXiv:2106.00553).
+    samples_at_once
+        How many samples of the batch share a graph of F in the backward pass; 0 takes all. Fewer need less memory, and
+        each sample then takes only its own number of steps; on a GPU more are faster.
     checkpoints
         Recompute each unrolled step in the backward pass instead of keeping its graph.
     """
@@ -93,6 +96,7 @@ class BackwardSettings:
     max_steps: int = 20
     solver: str = "auto"
     warm_start: bool = False
+    samples_at_once: int = 0
     checkpoints: bool = False
 
     def __post_init__(self) -> None:
@@ -102,6 +106,8 @@ class BackwardSettings:
             raise BadInput(f"unknown backward solver {self.solver!r}", f"Choose one of {', '.join(BACKWARD_SOLVERS)}.")
         if self.max_steps < 1:
             raise BadInput(f"{self.max_steps} backward steps: at least one is needed")
+        if self.samples_at_once < 0:
+            raise BadInput(f"{self.samples_at_once} samples at once: at least one, or 0 for all")
 
 
 @dataclass
@@ -147,26 +153,34 @@ class _Implicit(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         solution, y, *parameters = ctx.saved_tensors
         spanned, function, settings, report, watch = ctx.rest
-        with torch.enable_grad():
-            x = solution.detach().requires_grad_()
-            measured = y.detach().requires_grad_(ctx.needs_input_grad[1])
-            value = function.root(x, measured)
+        batch = solution.shape[0]
+        to_y: list[Tensor] = []
+        to_parameters: list[Tensor | None] = [None] * len(parameters)
+        for first in range(0, batch, settings.samples_at_once or batch):
+            samples = torch.arange(first, min(batch, first + (settings.samples_at_once or batch)), device=y.device)
+            whole = samples.shape[0] == batch
+            part = function if whole else function.select(samples)
+            span = None if spanned is None else (spanned[0][samples], spanned[1][samples])
+            with torch.enable_grad():
+                x = solution[samples].detach().requires_grad_()
+                measured = y[samples].detach().requires_grad_(ctx.needs_input_grad[1])
+                value = part.root(x, measured)
+            w = _adjoint(value, x, gradients[0][samples], span, part, settings, report, watch)
+            wanted = [t for t in (measured, *parameters) if t.requires_grad]
+            found = iter(torch.autograd.grad(value, wanted, -w, allow_unused=True))
+            if measured.requires_grad:
+                to_y.append(next(found))
+            for index, parameter in enumerate(parameters):
+                if parameter.requires_grad:
+                    added, before = next(found), to_parameters[index]
+                    to_parameters[index] = added if before is None else before + added
+        return None, torch.cat(to_y) if to_y else None, None, None, None, None, None, *to_parameters
 
-        def transposed(w: Tensor) -> Tensor:
-            """Return (dF/dx)^T w."""
-            product: Tensor = torch.autograd.grad(value, x, w, retain_graph=True)[0]
-            return product
 
-        with torch.no_grad():
-            w = _adjoint(transposed, gradients[0], spanned, function, settings, report, watch)
-        wanted = [t for t in (measured, *parameters) if t.requires_grad]
-        found = iter(torch.autograd.grad(value, wanted, -w, allow_unused=True))
-        to_y, *to_parameters = [next(found) if t.requires_grad else None for t in (measured, *parameters)]
-        return None, to_y, None, None, None, None, None, *to_parameters
-
-
+@torch.no_grad()
 def _adjoint(
-    transposed: Callable[[Tensor], Tensor],
+    value: Tensor,
+    x: Tensor,
     u: Tensor,
     spanned: tuple[Tensor, Tensor] | None,
     function: RootMap,
@@ -174,7 +188,12 @@ def _adjoint(
     report: BackwardReport,
     watch: Watch,
 ) -> Tensor:
-    """Return w = P v for (I - J^T) v = u, or for the series cut short."""
+    """Return w = P v for (I - J^T) v = u, or for the series cut short; `value` is F(x) with its graph."""
+
+    def transposed(w: Tensor) -> Tensor:
+        """Return (dF/dx)^T w."""
+        product: Tensor = torch.autograd.grad(value, x, w, retain_graph=True)[0]
+        return product
 
     def residual(v: Tensor) -> Tensor:
         """Return (I - J^T) v."""

@@ -82,14 +82,14 @@ def gmres(
     usable = torch.isfinite(size) & (size > 0)
     safe = torch.where(usable, size, 1.0)
     basis = [torch.where(usable.reshape(wide), first / safe.to(right.real.dtype).reshape(wide), 0)]
-    spaces = max_steps - steps
-    hessenberg = torch.zeros((batch, spaces + 1, spaces), dtype=torch.float64, device=right.device)
+    hessenberg = torch.zeros((batch, 1, 0), dtype=torch.float64, device=right.device)
     coefficients = torch.zeros((batch, 0), dtype=torch.float64, device=right.device)
     share = torch.where(whole > 0, size / whole.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
     relative = share
     while steps < max_steps and not bool(((relative <= tolerance) | ~usable).all()):
         column = len(basis) - 1
         vector = apply(basis[-1])
+        hessenberg = torch.nn.functional.pad(hessenberg, (0, 1, 0, 1))
         for earlier, kept in enumerate(basis):
             overlap = _dots(kept, vector)
             hessenberg[:, earlier, column] = overlap
@@ -97,10 +97,9 @@ def gmres(
         length = norms(vector)
         hessenberg[:, column + 1, column] = length
         steps += 1
-        part = hessenberg[:, : column + 2, : column + 1]
         target = torch.zeros((batch, column + 2, 1), dtype=torch.float64, device=right.device)
         target[:, 0] = 1.0
-        part = torch.where(torch.isfinite(part), part, 0.0)
+        part = torch.where(torch.isfinite(hessenberg), hessenberg, 0.0)
         coefficients = (torch.linalg.pinv(part) @ target)[:, :, 0]
         misfit = torch.linalg.vector_norm(target[:, :, 0] - (part @ coefficients[:, :, None])[:, :, 0], dim=1)
         relative = misfit * share

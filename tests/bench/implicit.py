@@ -502,11 +502,11 @@ def tightened(bench: Bench, family: Family) -> list[Setting | None]:
 
 
 def ours(tolerances: Sequence[float]) -> Contender:
-    """Return the node at a forward and an adjoint tolerance."""
+    """Return the node at a forward and an adjoint tolerance, with the graph of one sample at a time."""
     forward, adjoint = tolerances
     return Equipoise(
         ForwardSettings(stop=Stop(forward, LARGEST_SOLVE)),
-        BackwardSettings(tolerance=adjoint, max_steps=LARGEST_ADJOINT),
+        BackwardSettings(tolerance=adjoint, max_steps=LARGEST_ADJOINT, samples_at_once=1),
     )
 
 

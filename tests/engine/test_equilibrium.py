@@ -206,6 +206,22 @@ def test_a_warm_start_of_the_adjoint_solve_changes_the_steps_and_not_the_gradien
     assert steps[0] != steps[1]
 
 
+@pytest.mark.parametrize(("modality", "fixed_point"), [("ct", "pgd"), ("mri", "red")])
+def test_samples_one_after_the_other_give_the_gradient_of_all_at_once(modality: str, fixed_point: str) -> None:
+    model, physics, y = build(modality, fixed_point)
+    found = [
+        gradients(
+            two_calls,
+            implicit(model, BackwardSettings(tolerance=1e-11, max_steps=300, samples_at_once=at_once)),
+            model,
+            y,
+            physics,
+        )
+        for at_once in (0, 1)
+    ]
+    assert furthest(found[1], found[0]) <= 1e-8
+
+
 @pytest.mark.parametrize("checkpoints", [False, True])
 def test_unrolled_takes_its_steps_and_says_that_it_has_not_converged(checkpoints: bool) -> None:
     model, physics, y = build("ct")
@@ -454,6 +470,7 @@ def test_scaling_the_measurements_scales_the_reconstruction() -> None:
         ({"mode": "magic"}, "unknown backward mode 'magic'"),
         ({"solver": "magic"}, "unknown backward solver 'magic'"),
         ({"max_steps": 0}, "0 backward steps"),
+        ({"samples_at_once": -1}, "-1 samples at once"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> None:

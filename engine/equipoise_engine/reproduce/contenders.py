@@ -110,7 +110,7 @@ def build_model(method: str, preset: Preset) -> EquilibriumModel:
 def train_settings(method: str, preset: Preset) -> TrainSettings:
     """Return how a learned method is trained; they differ in what the table says, and in nothing else."""
     backward = BackwardSettings(max_steps=preset.backward_steps)
-    data_term, weight, contraction = "r2r", preset.equivariance_weight, TrainSettings().contraction_weight
+    data_term, weight, contraction = "r2r", preset.equivariance_weight, preset.contraction_weight
     match method:
         case "ei-unet":
             contraction = 0.0  # there is no fixed point to keep unique

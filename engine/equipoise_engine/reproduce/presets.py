@@ -49,7 +49,7 @@ class Preset:
         pixel for an orthonormal transform, of real and imaginary part each (MRI).
     training_images, test_images
         Whose measurements, drawn once, are trained on and tested on.
-    steps, batch, learning_rate, equivariance_weight
+    steps, batch, learning_rate, equivariance_weight, contraction_weight
         Of the training, the same for all learned methods; the rate falls to zero by a cosine.
     widths
         Channels of the network's levels.
@@ -78,14 +78,15 @@ class Preset:
     noise: float = 0.005
     training_images: int = 64
     test_images: int = 8
-    steps: int = 300
+    steps: int = 250
     batch: int = 4
     learning_rate: float = 5e-4
-    equivariance_weight: float = 1.0
+    equivariance_weight: float = 0.2
+    contraction_weight: float = 0.02
     widths: tuple[int, int, int] = (16, 32, 64)
-    tolerance: float = 1e-3
-    max_steps: int = 40
-    backward_steps: int = 20
+    tolerance: float = 1e-4
+    max_steps: int = 80
+    backward_steps: int = 40
     unrolled_steps: int = 10
     test_tolerance: float = 1e-4
     test_max_steps: int = 400
@@ -135,7 +136,18 @@ PRESETS: dict[tuple[str, str], Preset] = {
         classical_steps=10,
     ),
     ("ct", "quick"): Preset("ct", 64, views=20, noise=0.002),
-    ("mri", "quick"): Preset("mri", 64, acceleration=4, centre_lines=6, coils=4, noise=0.01),
+    ("mri", "quick"): Preset(
+        "mri",
+        64,
+        acceleration=4,
+        centre_lines=6,
+        coils=8,
+        noise=0.005,
+        tolerance=3e-4,
+        max_steps=60,
+        backward_steps=30,
+        denoise_steps=2000,
+    ),
     ("ct", "paper"): Preset(
         "ct",
         256,

@@ -20,7 +20,7 @@ arXiv:2111.05177.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from equipoise_engine.errors import BadInput
-from equipoise_engine.krylov import Solved, conjugate_gradients, gmres
+from equipoise_engine.krylov import Solved, conjugate_gradients, gmres, outcomes_of
 from equipoise_engine.operators import norms
 from equipoise_engine.progress import Progress, Watch, unwatched
 from equipoise_engine.solve import Anderson, Iterate, Outcome, Solution, Stop, begin, solve
@@ -82,8 +82,8 @@ class BackwardSettings:
         Of the adjoint system: "gmres", "cg" (for a symmetric dF/dx), "anderson", or "auto": CG where the map says that
         it is symmetric, else GMRES.
     warm_start
-        Start the adjoint solve in the span of the differences of the last forward iterates, whose images under J are
-        known (right for a symmetric J, a guess otherwise; as in Z. Ramzi et al. 2021, arXiv:2106.00553).
+        Start the adjoint solve in the span of the differences of the last forward iterates, whose images under P dF/dx
+        are known (right for a symmetric dF/dx, a guess otherwise; as in Z. Ramzi et al. 2021, arXiv:2106.00553).
     samples_at_once
         How many samples of the batch share a graph of F in the backward pass; 0 takes all. Fewer need less memory, and
         each sample then takes only its own number of steps; on a GPU more are faster.
@@ -210,22 +210,35 @@ def _adjoint(
         report.steps.append(settings.max_steps)
         return function.precondition(v)
     tolerance, limit = settings.tolerance, settings.max_steps
-    start = None if spanned is None else _in_span(spanned, u)
     solver = settings.solver
     if solver == "auto":
         solver = "cg" if function.symmetric else "gmres"
     if solver == "cg":
+        # F_x is symmetric: P F_x w = P u, and P F_x dX is known
+        start = None if spanned is None else _in_span(spanned, function.precondition(u))
         solved = conjugate_gradients(
             transposed,
             u,
             precondition=function.precondition,
-            start=None if start is None else function.precondition(start),
+            start=start,
             tolerance=tolerance,
             max_steps=limit,
             watch=watch,
         )
         w = solved.value
+        lost = torch.tensor([outcome is Outcome.DIVERGED for outcome in solved.outcomes], device=u.device)
+        if bool(lost.any()):
+            # F_x is not positive definite there
+            others = gmres(residual, u, tolerance=tolerance, max_steps=limit, watch=watch)
+            wide = lost.reshape(-1, *([1] * (u.ndim - 1)))
+            w = torch.where(wide, function.precondition(others.value), w)
+            outcomes = tuple(
+                second if replaced else first
+                for first, second, replaced in zip(solved.outcomes, others.outcomes, lost.tolist(), strict=True)
+            )
+            solved = replace(solved, outcomes=outcomes, steps=solved.steps + others.steps)
     else:
+        start = None if spanned is None else _in_span(spanned, u)
         if solver == "anderson":
             solved = _by_anderson(residual, u, start, tolerance=tolerance, max_steps=limit, watch=watch)
         else:
@@ -251,15 +264,22 @@ def _by_anderson(
     wide = (-1, *([1] * (u.ndim - 1)))
     whole = norms(u)
     safe = torch.where(whole > 0, whole, 1.0).to(u.real.dtype).reshape(wide)
-    # v = u + J^T v; a sample leaves once ||v' - v|| is small against ||v'||, which is not less than against ||u||
-    found = solve(
-        lambda v, samples: v - (residual(_scatter(v, samples, u)) - u)[samples],
-        u if start is None else torch.where(torch.isfinite(norms(start)).reshape(wide), start, u),
-        stop=Stop(tolerance, max_steps),
-        watch=watch,
-    )
-    left = norms((u - residual(found.value)) / safe)
-    return Solved(found.value, found.outcomes, int(found.steps.max()) + 1, left)
+    begun: Tensor | Iterate = u if start is None else torch.where(torch.isfinite(norms(start)).reshape(wide), start, u)
+    stop = Stop(tolerance, max_steps)
+    steps = 0
+    while True:
+        # the solver holds ||v' - v|| against ||v'||, which is larger than ||u|| where modes are slow
+        found = solve(
+            lambda v, samples: v - (residual(_scatter(v, samples, u)) - u)[samples], begun, stop=stop, watch=watch
+        )
+        left = norms((u - residual(found.value)) / safe)
+        steps = found.last.step + 1
+        waiting = torch.isfinite(left) & (left > tolerance)
+        if not bool(waiting.any()) or found.last.step >= max_steps:
+            break
+        stop = replace(stop, tolerance=stop.tolerance / 4)
+        begun = replace(found.last, active=waiting)
+    return Solved(found.value, outcomes_of(found.value, left, tolerance), steps, left)
 
 
 def _scatter(v: Tensor, samples: Tensor, like: Tensor) -> Tensor:
@@ -285,8 +305,9 @@ def _in_span(spanned: tuple[Tensor, Tensor], u: Tensor) -> Tensor:
     flat = u.reshape(batch, -1)
     if rows.is_complex():
         rows, flat = torch.view_as_real(rows).flatten(2), torch.view_as_real(flat).flatten(1)
-    gram = torch.einsum("bin,bjn->bij", rows, rows).double()
-    right = torch.einsum("bin,bn->bi", rows, flat).double()
+    rows, flat = rows.double(), flat.double()
+    gram = torch.einsum("bin,bjn->bij", rows, rows)
+    right = torch.einsum("bin,bn->bi", rows, flat)
     weights = (torch.linalg.pinv(gram, rtol=1e-8, hermitian=True) @ right[:, :, None])[:, :, 0]
     return torch.einsum("bi,bi...->b...", weights.to(moved.dtype), moved)
 

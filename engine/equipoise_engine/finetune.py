@@ -156,10 +156,11 @@ def training_step(
 
     def returning(turned: Tensor) -> Reconstruction:
         def reconstruct_from(y: Tensor, physics: Physics, copies: int = 1) -> Tensor:
-            if float(_gain(model, turned, generator).detach().max()) >= 1:
+            with torch.no_grad():
+                contracts = float(_gain(model, turned, generator).max()) < 1
+            if not contracts:
                 return reconstruct(y, physics, copies)
             settled = _settle(model, y.detach(), physics, turned, settings, watch)
-            solves.append(settled)
             return solve_from(y, physics, copies, settled.last, settings.forward)
 
         return reconstruct_from
@@ -224,8 +225,10 @@ def _settle(
     solution: Solution
     _, solution = model(y, physics, solver=forward, start=turned, watch=watch)
     while True:
-        ratios = solution.residuals[1:] / solution.residuals[:-1].clamp(min=torch.finfo(torch.float64).tiny)
-        rate = ratios.clamp(max=0.99).amax(0) if ratios.shape[0] else torch.full_like(solution.residual, 0.99)
+        # the mean rate: a single step of an accelerated solve may go up
+        first = solution.residuals[0].clamp(min=torch.finfo(torch.float64).tiny)
+        steps = solution.residuals.shape[0]
+        rate = ((solution.residual / first) ** (1 / max(1, steps - 1))).clamp(max=0.99)
         left = solution.residual * norms(solution.value) / (1 - rate)
         near = left <= settings.closeness * norms(solution.value - turned)
         stop = forward.stop
@@ -286,7 +289,7 @@ def finetune(
     level = NoiseLevel(*start.manifest["noise level"]) if start.optimiser and "noise level" in start.manifest else None
     losses: list[float] = list(start.manifest.get("losses", [])) if start.optimiser else []
     began = kept = time.monotonic()
-    current = _capture(start, model, optimiser, generator, step, manifest | {"losses": losses})
+    current = _capture(start, model, optimiser, generator, step, _told(manifest, losses, level))
     try:
         while (not settings.steps or step < settings.steps) and (
             settings.seconds <= 0 or time.monotonic() - began < settings.seconds
@@ -295,10 +298,7 @@ def finetune(
             step += 1
             level = report.level
             losses.append(report.terms[0][1])
-            told = manifest | {"losses": list(losses)}
-            if level is not None:
-                told["noise level"] = [level.variance, level.velocity]
-            current = _capture(start, model, optimiser, generator, step, told)
+            current = _capture(start, model, optimiser, generator, step, _told(manifest, losses, level))
             solver = (("forward steps", report.forward_steps), ("backward steps", report.backward_steps))
             watch(Progress("train", step, settings.steps, terms=report.terms + solver))
             if time.monotonic() - kept > keep_seconds:
@@ -310,6 +310,11 @@ def finetune(
         raise
     keep(current)
     return current
+
+
+def _told(manifest: dict[str, Any], losses: list[float], level: NoiseLevel | None) -> dict[str, Any]:
+    told = manifest | {"losses": list(losses)}
+    return told if level is None else told | {"noise level": [level.variance, level.velocity]}
 
 
 def _capture(

@@ -2,8 +2,8 @@
 
 Proximal gradient, regularisation by denoising, half-quadratic splitting. All have one form, T(x) = x - P F(x): `root`
 is F, whose zeros are the fixed points, and `precondition` is P, symmetric positive definite, which changes how fast
-they are found but not where they lie. The fixed point is differentiated through F (see `equilibrium`), so P needs no
-gradient, and P F(x) is the step that solvers see.
+they are found but not where they lie. The fixed point is differentiated through F (see `equilibrium`), where P needs no
+gradient; a map that is unrolled away from its fixed point is differentiated through P too.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class RegularisationByDenoising(FixedPointMap):
         """Return (S + lambda)^-1 r `(batch, y, x)`, a convolution on the zero-padded image."""
         rows, columns = residual.shape[-2:]
         size = (2 * rows, 2 * columns)
-        factor = 1 / (self.spectrum + self.weight.detach().to(self.spectrum.dtype))
+        factor = 1 / (self.spectrum.to(residual.real.dtype) + self.weight.to(residual.real.dtype))
         changed: Tensor = torch.fft.ifft2(torch.fft.fft2(residual, s=size) * factor)[..., :rows, :columns]
         return changed.to(residual.dtype) if residual.is_complex() else changed.real.to(residual.dtype)
 

@@ -157,6 +157,14 @@ def draw(
     return drawn if device is None else drawn.to(device)
 
 
+def check_group(group: str, physics: Physics) -> None:
+    """Raise BadInput where a group does not suit the images of a physics."""
+    if "phase" in group.split("+") and not physics.complex_image:
+        raise BadInput(
+            f"the group {group} has a global phase, and these images are real", "A phase is for complex images (MRI)."
+        )
+
+
 class TransformedPhysics(Physics):
     """The virtual operator A T_g: what the scanner would have measured of the transformed object.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equipoise_engine.groups import draw, virtual
+from equipoise_engine.groups import check_group, draw, virtual
 from equipoise_engine.operators import Physics, norms
 
 _COMPLETE = 0.02
@@ -88,6 +88,7 @@ def information(
     steps
         Conjugate gradient steps that take the visible part out of the images.
     """
+    check_group(group, physics)
     first = physics.select(torch.zeros(1, dtype=torch.int64))
     rows, columns = physics.domain
     image = _smooth(2, rows, columns, generator).to(device)

@@ -47,7 +47,7 @@ def gmres(
     start: Tensor | None = None,
     watch: Watch = unwatched,
 ) -> Solved:
-    """Solve M v = u for each sample.
+    """Solve M v = u for each sample; keeps one vector for each step.
 
     Parameters
     ----------
@@ -100,9 +100,12 @@ def gmres(
         target = torch.zeros((batch, column + 2, 1), dtype=torch.float64, device=right.device)
         target[:, 0] = 1.0
         part = torch.where(torch.isfinite(hessenberg), hessenberg, 0.0)
-        coefficients = (torch.linalg.pinv(part) @ target)[:, :, 0]
+        # a sample that has converged keeps its combination, whatever its mates still need
+        done = (relative <= tolerance)[:, None]
+        best = (torch.linalg.pinv(part) @ target)[:, :, 0]
+        coefficients = torch.where(done, torch.nn.functional.pad(coefficients, (0, 1)), best)
         misfit = torch.linalg.vector_norm(target[:, :, 0] - (part @ coefficients[:, :, None])[:, :, 0], dim=1)
-        relative = misfit * share
+        relative = torch.where(done[:, 0], relative, misfit * share)
         watch(Progress("backward", steps, max_steps, fixed_point_residual=relative))
         growing = torch.isfinite(length) & (length > 1e-14)
         if not bool((growing & usable).any()):
@@ -112,7 +115,7 @@ def gmres(
     combined = begun
     for index in range(coefficients.shape[1]):
         combined = combined + (coefficients[:, index] * size).to(right.real.dtype).reshape(wide) * basis[index]
-    return Solved(combined, _outcomes(combined, relative, tolerance), steps, relative)
+    return Solved(combined, outcomes_of(combined, relative, tolerance), steps, relative)
 
 
 @torch.no_grad()
@@ -134,7 +137,7 @@ def conjugate_gradients(
         An approximate inverse of M, symmetric positive definite; None takes the identity.
 
     Source: M. R. Hestenes and E. Stiefel 1952, doi:10.6028/jres.049.044. A sample whose curvature <d, M d> is not
-    positive stops where it is: M is not positive definite there.
+    positive stops where it is, with the outcome "diverged": M is not positive definite.
     """
     wide = (-1, *([1] * (right.ndim - 1)))
     whole = norms(right)
@@ -151,11 +154,14 @@ def conjugate_gradients(
     product = _dots(residual, scaled)
     relative = torch.where(whole > 0, norms(residual) / whole.clamp(min=tiny), 0.0)
     running = torch.isfinite(product) & (product > 0) & (relative > tolerance)
+    broken = torch.zeros_like(running)
     while steps < max_steps and bool(running.any()):
         image = apply(direction)
         steps += 1
         curvature = _dots(direction, image)
-        running = running & torch.isfinite(curvature) & (curvature > 0)
+        definite = torch.isfinite(curvature) & (curvature > 0)
+        broken = broken | (running & ~definite)
+        running = running & definite
         length = torch.where(running, product / torch.where(running, curvature, 1.0), 0.0)
         factor = length.to(right.real.dtype).reshape(wide)
         # a stopped sample may hold values that are not finite: zero times them must not reach the sum
@@ -170,10 +176,15 @@ def conjugate_gradients(
         growth = torch.where(running, following / torch.where(product > 0, product, 1.0), 0.0)
         direction = scaled + torch.where(moving, growth.to(right.real.dtype).reshape(wide) * direction, 0)
         product = following
-    return Solved(v, _outcomes(v, relative, tolerance), steps, relative)
+    outcomes = tuple(
+        Outcome.DIVERGED if lost else outcome
+        for outcome, lost in zip(outcomes_of(v, relative, tolerance), broken.tolist(), strict=True)
+    )
+    return Solved(v, outcomes, steps, relative)
 
 
-def _outcomes(value: Tensor, relative: Tensor, tolerance: float) -> tuple[Outcome, ...]:
+def outcomes_of(value: Tensor, relative: Tensor, tolerance: float) -> tuple[Outcome, ...]:
+    """Return why each sample of a linear solve stopped, from its value and its relative residual `(batch,)`."""
     finite = torch.isfinite(norms(value))
     return tuple(
         Outcome.DIVERGED if not ok else Outcome.CONVERGED if left <= tolerance else Outcome.MAX_STEPS

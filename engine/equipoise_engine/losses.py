@@ -90,7 +90,8 @@ def attenuation_variance(y: Tensor, photons: float, readout: float = 0.0) -> Ten
     readout
         s, in counts.
     """
-    counts = photons * torch.exp(-y.detach())
+    # fewer than one photon tell nothing, and first order is no order there
+    counts = (photons * torch.exp(-y.detach())).clamp(min=1)
     return (1 + readout**2 / counts) / counts
 
 

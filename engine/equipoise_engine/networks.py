@@ -280,7 +280,7 @@ def expansion(network: nn.Module, image: Tensor, direction: Tensor, *, steps: in
             forward = (network(image + length * v) - value) / length
         (v,) = torch.autograd.grad(value, x, forward, retain_graph=True)
         v = unit(v)
-    change = (network(image + length * v) - network(image)) / length
+    change = (network(image + length * v) - value) / length
     return torch.linalg.vector_norm(change.flatten(1), dim=1), v.detach()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from equipoise_engine.errors import BadInput
-from equipoise_engine.groups import draw
+from equipoise_engine.groups import check_group, draw
 from equipoise_engine.losses import (
     NoiseLevel,
     Reconstruction,
@@ -77,6 +77,10 @@ class Objective:
                 f"the photon counts of the poisson noise model are {self.photons:g}, not a positive number",
                 "Give the mean counts of a ray through air.",
             )
+        if not 0 <= self.readout < math.inf:
+            raise BadInput(f"a readout noise of {self.readout:g} counts is not a standard deviation", "Give 0 or more.")
+        if not 0 < self.kept < 1:
+            raise BadInput(f"a share of {self.kept:g} to reconstruct from does not lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Terms:
     Parameters
     ----------
     x_hat
-        The reconstruction that the data term judges `(batch, y, x)`.
+        The reconstruction that the data term judges `(batch, y, x)`; that of equivariant splitting is turned back.
     level
         The noise level after the step, for "unsure".
     """
@@ -119,9 +123,10 @@ def evaluate(
     Raises
     ------
     BadInput
-        The data term needs something that is not known: the noise level, or the truth.
+        The data term needs something that is not known: the noise level, or the truth; or the group does not suit.
     """
     y, physics = drawn.y, drawn.physics
+    check_group(objective.group, physics)
     transform = draw(
         objective.group,
         y.shape[0],

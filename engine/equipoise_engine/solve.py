@@ -89,6 +89,10 @@ class Iterate:
         Samples that still iterate `(batch,)`, bool.
     step
         Number of evaluations of T so far.
+    steps
+        Those of each sample `(batch,)`, int64.
+    residual
+        Of each sample's last step `(batch,)`, float64.
     """
 
     x: Tensor
@@ -99,6 +103,8 @@ class Iterate:
     depth: Tensor
     active: Tensor
     step: int
+    steps: Tensor
+    residual: Tensor
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,8 @@ def begin(x: Tensor, method: Anderson) -> Iterate:
         depth=torch.zeros(batch, dtype=torch.int64, device=x.device),
         active=torch.ones(batch, dtype=torch.bool, device=x.device),
         step=0,
+        steps=torch.zeros(batch, dtype=torch.int64, device=x.device),
+        residual=torch.full((batch,), torch.inf, dtype=torch.float64, device=x.device),
     )
 
 
@@ -194,9 +202,7 @@ def solve(
     batch = state.x.shape[0]
     if batch % stop.copies:
         raise BadInput(f"a batch of {batch} does not hold {stop.copies} variants of each sample")
-    residual = torch.full((batch,), torch.inf, dtype=torch.float64, device=state.x.device)
     history: list[Tensor] = []
-    steps = torch.full((batch,), state.step, dtype=torch.int64, device=state.x.device)
     broken = torch.zeros(batch, dtype=torch.bool, device=state.x.device)
     while state.step < stop.max_steps and bool(state.active.any()):
         samples = torch.nonzero(state.active)[:, 0]
@@ -206,18 +212,16 @@ def solve(
         current = change / norms(value).clamp(min=torch.finfo(torch.float64).tiny)
         finite = torch.isfinite(change)
         current = torch.where(finite, current, torch.inf)
-        residual = residual.index_copy(0, samples, current)
-        steps[samples] += 1
         broken = broken.index_copy(0, samples, ~finite)
         state = _advance(state, samples, x, value, current, finite, method, stop)
-        history.append(residual)
+        history.append(state.residual)
         watch(
             Progress(
                 "solve",
                 state.step,
                 stop.max_steps,
                 iterate=state.best,
-                fixed_point_residual=residual,
+                fixed_point_residual=state.residual,
                 data_residual=None if measure is None else measure(state.best),
             )
         )
@@ -225,8 +229,8 @@ def solve(
         Outcome.DIVERGED if lost else Outcome.CONVERGED if value <= stop.tolerance else Outcome.MAX_STEPS
         for lost, value in zip(broken.tolist(), state.best_residual.tolist(), strict=True)
     )
-    residuals = torch.stack(history) if history else residual[None]
-    return Solution(state.best, outcomes, state.best_residual, residuals, steps, state)
+    residuals = torch.stack(history) if history else state.residual[None]
+    return Solution(state.best, outcomes, state.best_residual, residuals, state.steps, state)
 
 
 def _advance(
@@ -265,6 +269,8 @@ def _advance(
         points=points,
         values=values,
         depth=depth,
+        steps=state.steps.index_add(0, samples, torch.ones_like(samples)),
+        residual=state.residual.index_copy(0, samples, residual),
         active=_still_active(state, samples, finite, residual, stop),
         step=state.step + 1,
     )

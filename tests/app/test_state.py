@@ -28,6 +28,7 @@ from equipoise.state import (
 )
 from equipoise_engine.client import EngineLost
 from equipoise_engine.protocol import (
+    Advice,
     Event,
     Exported,
     Failed,
@@ -385,6 +386,16 @@ def test_training_terms_stay_as_long_as_the_steps() -> None:
     assert state.trainings[0].finished
 
 
+def test_advice_is_shown_as_a_warning_and_ends_nothing() -> None:
+    state = play(with_job(State(), 6, "finetune"), (6, Advice(text="The group flip brings no information.")))
+    assert [(notice.severity, notice.text) for notice in state.notices] == [
+        ("warning", "The group flip brings no information.")
+    ]
+    job = find_job(state, 6)
+    assert job is not None
+    assert not job.message
+
+
 def test_export_says_what_was_written() -> None:
     state = with_job(with_result(), 6, "export")
     state = play(state, (6, Exported(path="/out", files=("a", "b"), bytes=3_000_000)), (6, Finished()))
@@ -458,6 +469,7 @@ EVENTS: st.SearchStrategy[Event | EngineLost] = st.one_of(
         NUMBERS,
     ),
     st.just(Tuned(path="w", steps=1, seconds=1.0, losses=(), stopped=True)),
+    st.just(Advice(text="a")),
     st.just(Exported(path="x", files=("x",), bytes=1)),
 )
 

@@ -237,6 +237,25 @@ def test_unrolled_takes_its_steps_and_says_that_it_has_not_converged(checkpoints
     torch.testing.assert_close(parts, torch.autograd.grad(x.sum(), list(model.parameters())))
 
 
+@pytest.mark.parametrize("fixed_point", MAPS)
+def test_an_unrolled_run_is_differentiated_away_from_the_fixed_point_too(fixed_point: str) -> None:
+    model, physics, y = build("ct", fixed_point)
+    settings = BackwardSettings("unrolled", max_steps=3)
+
+    def loss() -> Tensor:
+        value, _ = model(y, physics, backward=settings)
+        return value.square().sum()
+
+    (found,) = torch.autograd.grad(loss(), [model.step_logit])
+    values = []
+    for change in (1e-5, -1e-5):
+        with torch.no_grad():
+            model.step_logit += change
+            values.append(float(loss()))
+            model.step_logit -= change
+    assert float(found) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
+
+
 @pytest.mark.parametrize("fixed_point", ["red", "hqs"])
 @torch.no_grad()
 def test_the_map_is_the_root_function_behind_its_preconditioner(fixed_point: str) -> None:

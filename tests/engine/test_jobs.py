@@ -411,6 +411,34 @@ def test_training_leaves_empty_slices_out(files: Path) -> None:
         adapt(replace(mostly, projections=np.zeros(mostly.shape, np.float32)), settings, files / "none.safetensors")
 
 
+@pytest.mark.parametrize(("group", "told"), [("rot90+flip", True), ("rotation", False)])
+def test_a_group_that_only_exchanges_the_views_is_told(files: Path, group: str, told: bool) -> None:
+    # 12 views over half a turn: quarter turns and flips permute them
+    scan = replace(ct_scan(1), path=files / "disc.nxs")
+    settings = FineTuneSettings(steps=1, group=group, start=str(weights(1, files)))
+    _, events = adapt(scan, settings, files / "out.safetensors")
+    advice = [event.text for event in events if isinstance(event, protocol.Advice)]
+    assert len(advice) == told
+    assert all(f"The group {group} brings no information" in text for text in advice)
+
+
+def test_settings_of_the_loss_reach_the_training(files: Path) -> None:
+    scan = replace(ct_scan(1), path=files / "disc.nxs")
+    losses = []
+    for settings in (
+        FineTuneSettings(steps=1),
+        FineTuneSettings(steps=1, data_term="sure"),
+        FineTuneSettings(steps=1, photons=500.0),
+        FineTuneSettings(steps=1, equivariance_weight=0.0),
+    ):
+        given = replace_settings(settings, start=str(weights(1, files)), noise=0.01)
+        last, _ = adapt(scan, given, files / "out.safetensors")
+        losses.append(last.manifest["losses"][0])
+    assert len(set(losses)) == len(losses)
+    with pytest.raises(BadInput, match="no truth to be supervised by"):
+        adapt(scan, FineTuneSettings(steps=1, data_term="supervised"), files / "out.safetensors")
+
+
 def test_checkpoints_say_what_they_come_from(files: Path) -> None:
     scan = replace(mri_scan(2, shape=(24, 24)), path=files / "box.h5")
     settings = FineTuneSettings(steps=1, seed=7, accelerate=2, start=str(weights(2, files)))

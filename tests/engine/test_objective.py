@@ -83,6 +83,12 @@ def test_what_a_term_needs_is_asked_for() -> None:
         attempt(Objective("sure"), replace(drawn, noise=0.0))
     with pytest.raises(BadInput, match="unknown group of transforms 'spin'"):
         attempt(Objective(group="spin"), drawn)
+    with pytest.raises(BadInput, match="has a global phase, and these images are real"):
+        attempt(Objective(group="rotation+phase"), drawn)
+    with pytest.raises(BadInput, match="readout noise of -1 counts"):
+        Objective(readout=-1.0)
+    with pytest.raises(BadInput, match="share of 1 to reconstruct from"):
+        Objective(kept=1.0)
     with pytest.raises(BadInput, match="unknown data term 'magic'"):
         Objective("magic")
     with pytest.raises(BadInput, match="unknown noise model 'pink'"):

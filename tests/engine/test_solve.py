@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from equipoise_engine.krylov import gmres
+from equipoise_engine.errors import BadInput
+from equipoise_engine.krylov import conjugate_gradients, gmres
 from equipoise_engine.operators import norms
 from equipoise_engine.progress import Cancelled, Progress
 from equipoise_engine.solve import Anderson, Map, Outcome, Stop, solve
@@ -140,6 +141,65 @@ def test_complex_images_are_solved_too() -> None:
 
     found = solve(complex_map, torch.zeros_like(turned), stop=Stop(1e-11, 300))
     torch.testing.assert_close(found.value, turned, rtol=1e-8, atol=1e-8)
+
+
+def test_a_continued_solve_counts_the_steps_of_each_sample_and_keeps_its_last_residual() -> None:
+    apply, fixed = linear([0.3, 0.95])
+    whole = solve(apply, torch.zeros_like(fixed), stop=Stop(1e-8, 300))
+    part = solve(apply, torch.zeros_like(fixed), stop=Stop(1e-8, int(whole.steps[0]) + 2))
+    rest = solve(apply, part.last, stop=Stop(1e-8, 300))
+    assert torch.equal(rest.steps, whole.steps)
+    assert torch.equal(rest.residuals, whole.residuals[part.last.step :])
+
+
+def test_variants_of_a_sample_stop_together() -> None:
+    apply, fixed = linear([0.3, 0.6, 0.95, 0.6])
+    found = solve(apply, torch.zeros_like(fixed), stop=Stop(1e-8, 300, copies=2))
+    assert found.steps[0] == found.steps[2]
+    assert found.steps[1] == found.steps[3]
+    assert found.steps[0] != found.steps[1]
+    with pytest.raises(BadInput, match="a batch of 4 does not hold 3 variants"):
+        solve(apply, torch.zeros_like(fixed), stop=Stop(copies=3))
+
+
+def test_conjugate_gradients_solve_definite_systems_and_say_where_one_is_not() -> None:
+    generator = torch.Generator().manual_seed(3)
+    basis, _ = torch.linalg.qr(torch.randn((SIZE, SIZE), dtype=torch.float64, generator=generator))
+    good = basis @ torch.diag(torch.linspace(0.1, 3.0, SIZE, dtype=torch.float64)) @ basis.T
+    bad = basis @ torch.diag(torch.linspace(-1.0, 3.0, SIZE, dtype=torch.float64)) @ basis.T
+    matrices = torch.stack([good, bad])
+    right = torch.stack([torch.ones(SIZE, dtype=torch.float64), basis[:, 0]])
+    diagonal = matrices.diagonal(dim1=1, dim2=2).abs()
+    for precondition in (None, lambda r: r / diagonal):
+        found = conjugate_gradients(
+            lambda v: torch.einsum("bij,bj->bi", matrices, v),
+            right,
+            tolerance=1e-9,
+            max_steps=300,
+            precondition=precondition,
+        )
+        assert found.outcomes[0] is Outcome.CONVERGED
+        torch.testing.assert_close(found.value[0], torch.linalg.solve(good, right[0]), rtol=1e-6, atol=1e-8)
+    first = conjugate_gradients(lambda v: torch.einsum("bij,bj->bi", matrices, v), right, tolerance=1e-9, max_steps=300)
+    assert first.outcomes[1] is Outcome.DIVERGED
+    # from the solution there is nothing left to do but to see it
+    again = conjugate_gradients(lambda v: v @ good, right[:1], tolerance=1e-6, max_steps=300, start=first.value[:1])
+    assert again.steps == 1
+
+
+def test_a_sample_of_gmres_does_not_change_while_slower_ones_go_on() -> None:
+    generator = torch.Generator().manual_seed(3)
+    easy = 2 * torch.eye(SIZE, dtype=torch.float64)
+    easy[0, 0] = 2.1
+    hard = torch.eye(SIZE, dtype=torch.float64) + 0.1 * torch.randn(
+        (SIZE, SIZE), dtype=torch.float64, generator=generator
+    )
+    right = torch.randn((2, SIZE), dtype=torch.float64, generator=generator)
+    matrices = torch.stack([easy, hard])
+    both = gmres(lambda v: torch.einsum("bij,bj->bi", matrices, v), right, tolerance=1e-1, max_steps=60)
+    alone = gmres(lambda v: v @ easy.T, right[:1], tolerance=1e-1, max_steps=60)
+    assert alone.steps < both.steps
+    torch.testing.assert_close(both.value[0], alone.value[0], rtol=1e-9, atol=1e-12)
 
 
 def test_gmres_solves_nonsymmetric_systems_sample_by_sample() -> None:

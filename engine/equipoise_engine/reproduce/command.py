@@ -232,7 +232,8 @@ def _start(wanted: Comparison, method: str, seed: int) -> subprocess.Popen[bytes
     command += ["--out", str(wanted.out), "--device", wanted.device, "--seeds", str(wanted.seeds)]
     command += ["--jobs", str(wanted.jobs), *(["--methods", *wanted.methods] if wanted.methods else [])]
     command += ["--part", method, "--seed", str(seed), *(["--from-scratch"] if wanted.from_scratch else [])]
-    environment = dict(os.environ)
+    # the profiler, which measures the memory, tells of its doings otherwise
+    environment = dict(os.environ) | {"KINETO_LOG_LEVEL": "99"}
     if wanted.device == "cpu":
         # one thread a part: several parts at a time use the cores better, and the results do not depend on their number
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from safetensors.torch import save
 from torch.profiler import ProfilerActivity, profile
 
 from equipoise_engine import __version__
-from equipoise_engine.device import device_name
-from equipoise_engine.errors import NumericalTrouble
+from equipoise_engine.device import device_name, prepared
+from equipoise_engine.errors import BadInput, NumericalTrouble
 from equipoise_engine.finetune import TrainSettings, draw_from, training_step
 from equipoise_engine.measured import Measured
 from equipoise_engine.metrics import nmse, psnr, ssim
 from equipoise_engine.model import EquilibriumModel
 from equipoise_engine.pretrain import PretrainSettings, train_denoiser
 from equipoise_engine.progress import Progress
+from equipoise_engine.reproduce.command import read_result
 from equipoise_engine.reproduce.contenders import (
     Tested,
     build_model,
@@ -59,7 +61,7 @@ def run_part(part: Part, parts: Path, say: Say) -> None:
         The denoiser is needed and has not been trained, or the folder cannot be written.
     """
     began = time.monotonic()
-    preset, device = part.preset, torch.device(part.device)
+    preset, device = part.preset, prepared(part.device)
     folder = parts / part.name
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(part.seed)
@@ -68,6 +70,9 @@ def run_part(part: Part, parts: Path, say: Say) -> None:
     if part.method == DENOISER or part.method in (*LEARNED, CONTROL) or part.needs_denoiser:
         model = build_model(part.method, preset).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if part.needs_denoiser:
+            denoiser = replace(part, method=DENOISER, seed=0)
+            if read_result(parts, denoiser) is None:
+                raise BadInput(f"{parts / denoiser.name} holds no denoiser of these settings", "Run that part first.")
             model.load_state_dict(read_checkpoint(parts / f"{DENOISER}-0" / WEIGHTS).weights)
     if part.method == DENOISER:
         assert model is not None

@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 
 from equipoise_engine.errors import BadInput
 
@@ -212,14 +214,24 @@ class Part:
 
     @property
     def settings(self) -> str:
-        """A hash of everything that its result depends on; a part whose hash is unchanged need not run again."""
-        text = json.dumps({"format": 1, **asdict(self)}, sort_keys=True)
+        """A hash of what its result depends on, the sources too; a part with the same one is not run again."""
+        text = json.dumps({"sources": _sources(), **asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def needs_denoiser(self) -> bool:
         """Whether the denoiser must have been trained before."""
         return self.method == "pnp" or (self.method in (*LEARNED, CONTROL) and not self.from_scratch)
+
+
+@cache
+def _sources() -> str:
+    """Return a hash of the sources of the engine."""
+    root = Path(__file__).resolve().parent.parent
+    every = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        every.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return every.hexdigest()
 
 
 def plan(preset: Preset, methods: Sequence[str], seeds: int, *, from_scratch: bool, device: str) -> tuple[Part, ...]:

@@ -255,6 +255,9 @@ deq-sup-id is given their true images. {skipped} steps were left out for a gradi
 of a learned method were chosen by them in this run.</li>
 <li>In favour of the methods that are not trained, their settings are the best for these very test images:
 <ul>{chosen}</ul></li>
+<li>Recorruption keeps all but deq-sup-id, which is given the measurements as they are, from fitting the noise. The
+equivariance term has the weight {preset.equivariance_weight:g} where there is one. Only the equilibrium models carry a
+penalty on a denoiser that expands, of weight {preset.contraction_weight:g}.</li>
 <li>ei-unrolled takes {preset.unrolled_steps} iterations, in training and in the test; the equilibrium models take as
 many as their tolerance asks for, at most {preset.max_steps} in training.</li>
 </ul>

@@ -154,7 +154,7 @@ def test_samples_of_different_speed_share_a_batch_without_harm() -> None:
     assert furthest(found, exact) <= 1e-6
 
 
-@pytest.mark.parametrize(("modality", "fixed_point"), [("ct", "red"), ("mri", "hqs"), ("single-coil", "hqs")])
+@pytest.mark.parametrize(("modality", "fixed_point"), [("ct", "red"), ("single-coil", "hqs")])
 def test_every_adjoint_solver_gives_the_same_gradient_for_a_symmetric_denoiser(modality: str, fixed_point: str) -> None:
     model, physics, y = build(modality, fixed_point, "gradient-step")
     exact = gradients(two_calls, unrolled(model, 240), model, y, physics)
@@ -175,9 +175,9 @@ def test_a_symmetric_jacobian_is_solved_by_conjugate_gradients_in_no_more_steps(
     assert steps["auto"] == steps["cg"]
 
 
-@pytest.mark.parametrize("fixed_point", MAPS)
-def test_neumann_series_approach_the_exact_gradient_from_the_jacobian_free_one(fixed_point: str) -> None:
-    model, physics, y = build("ct", fixed_point)
+@pytest.mark.parametrize(("modality", "fixed_point"), [("ct", "pgd"), ("ct", "red"), ("single-coil", "hqs")])
+def test_neumann_series_approach_the_exact_gradient_from_the_jacobian_free_one(modality: str, fixed_point: str) -> None:
+    model, physics, y = build(modality, fixed_point)
     exact = gradients(two_calls, implicit(model, BackwardSettings(tolerance=1e-12, max_steps=300)), model, y, physics)
     errors = []
     for settings in (

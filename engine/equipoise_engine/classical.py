@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pywt
 import torch
 from torch import Tensor
 
@@ -270,45 +271,12 @@ def _total_variation_prox(
 
 def _shrink_details(image: Tensor, level: Tensor, levels: int) -> Tensor:
     """Return the image `(batch, y, x)` with the magnitudes of its wavelet details lowered by `level (batch, 1, 1)`."""
-    if not levels:
-        return image
-    low_rows, high_rows = _split(image, -2)
-    coarse, *details = (*_split(low_rows, -1), *_split(high_rows, -1))
-    coarse = _shrink_details(coarse, level, levels - 1)
-    tiny = torch.finfo(level.dtype).tiny
-    right, below, both = (d * (1 - level / d.abs().clamp(min=tiny)).clamp(min=0) for d in details)
-    return _merge(_merge(coarse, right, -1), _merge(below, both, -1), -2)
-
-
-def _taps() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Low and high pass of the orthonormal Daubechies wavelet with two vanishing moments.
-
-    Source: I. Daubechies 1988, doi:10.1002/cpa.3160410705, section 4.B.
-    """
-    root = math.sqrt(3)
-    low = tuple(value / (4 * math.sqrt(2)) for value in (1 + root, 3 + root, 3 - root, 1 - root))
-    return low, (low[3], -low[2], low[1], -low[0])
-
-
-def _split(image: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Return the low and the high half of the circular transform along an axis of even length."""
-    length = image.shape[axis]
-    even = torch.arange(0, length, 2, device=image.device)
-    moved = [image.index_select(axis, (even + offset) % length) for offset in range(4)]
-    low, high = (sum((t * m for t, m in zip(taps, moved, strict=True)), torch.zeros_like(moved[0])) for taps in _taps())
-    return low, high
-
-
-def _merge(low: Tensor, high: Tensor, axis: int) -> Tensor:
-    """Undo `_split`: its transpose, as the basis is orthonormal."""
-    length = 2 * low.shape[axis]
-    even = torch.arange(0, length, 2, device=low.device)
-    shape = list(low.shape)
-    shape[axis] = length
-    image = low.new_zeros(shape)
-    for offset, (to_low, to_high) in enumerate(zip(*_taps(), strict=True)):
-        image = image.index_add(axis, (even + offset) % length, to_low * low + to_high * high)
-    return image
+    least = level.cpu().numpy()
+    settings = {"wavelet": "db2", "mode": "periodization", "axes": (-2, -1)}
+    coarse, *details = pywt.wavedec2(image.cpu().numpy(), level=levels, **settings)
+    shrunk = [tuple(pywt.threshold(part, least, mode="soft") for part in scale) for scale in details]
+    restored = pywt.waverec2([coarse, *shrunk], **settings)
+    return torch.from_numpy(restored).to(image.device, image.dtype)
 
 
 def _differences(x: Tensor) -> Tensor:

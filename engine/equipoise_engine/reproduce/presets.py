@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -103,40 +103,25 @@ class Preset:
             raise BadInput(f"unknown modality {self.modality!r}", f"Choose one of {', '.join(MODALITIES)}.")
 
 
+_TINY = Preset(
+    "ct",
+    16,
+    views=6,
+    training_images=4,
+    test_images=2,
+    steps=2,
+    max_steps=5,
+    backward_steps=3,
+    unrolled_steps=2,
+    test_max_steps=20,
+    curve_every=1,
+    denoise_steps=4,
+    denoise_batch=2,
+    classical_steps=10,
+)
 PRESETS: dict[tuple[str, str], Preset] = {
-    ("ct", "tiny"): Preset(
-        "ct",
-        16,
-        views=6,
-        training_images=4,
-        test_images=2,
-        steps=2,
-        max_steps=5,
-        backward_steps=3,
-        unrolled_steps=2,
-        test_max_steps=20,
-        curve_every=1,
-        denoise_steps=4,
-        denoise_batch=2,
-        classical_steps=10,
-    ),
-    ("mri", "tiny"): Preset(
-        "mri",
-        16,
-        acceleration=2,
-        centre_lines=4,
-        training_images=4,
-        test_images=2,
-        steps=2,
-        max_steps=5,
-        backward_steps=3,
-        unrolled_steps=2,
-        test_max_steps=20,
-        curve_every=1,
-        denoise_steps=4,
-        denoise_batch=2,
-        classical_steps=10,
-    ),
+    ("ct", "tiny"): _TINY,
+    ("mri", "tiny"): replace(_TINY, modality="mri", views=0, acceleration=2, centre_lines=4),
     ("ct", "quick"): Preset("ct", 64, views=20, noise=0.002),
     ("mri", "quick"): Preset(
         "mri",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from equipoise_engine.groups import check_group, draw, virtual
+from equipoise_engine.krylov import conjugate_gradients
 from equipoise_engine.operators import Physics, norms
 
 _COMPLETE = 0.02
@@ -109,20 +110,8 @@ def _energy(physics: Physics, image: Tensor) -> float:
 
 def _visible(physics: Physics, image: Tensor, steps: int) -> Tensor:
     """Return A^+ A x by conjugate gradients on A^H W A, whose null space is that of A."""
-    x = torch.zeros_like(image)
-    residual = physics.normal(image)
-    direction, size = residual, float(norms(residual).norm()) ** 2
-    first = size
-    for _ in range(steps):
-        # in single precision, and nothing to recover where the scan sees nothing
-        if size <= 1e-12 * first:
-            break
-        moved = physics.normal(direction)
-        length = size / float(torch.sum((direction.conj() * moved).real))
-        x, residual = x + length * direction, residual - length * moved
-        following = float(norms(residual).norm()) ** 2
-        direction, size = residual + (following / size) * direction, following
-    return x
+    # in single precision there is nothing below this residual to recover
+    return conjugate_gradients(physics.normal, physics.normal(image), tolerance=1e-6, max_steps=steps).value
 
 
 def _smooth(batch: int, rows: int, columns: int, generator: torch.Generator) -> Tensor:

@@ -141,8 +141,10 @@ def evaluate(
             return attenuation_variance(measured, objective.photons, objective.readout).sqrt()
         return drawn.noise
 
+    known = objective.noise_model == "poisson" or drawn.noise > 0
+
     def noise(measured: Tensor) -> Tensor | None:
-        if objective.noise_model == "white" and drawn.noise == 0:
+        if not known:
             return None
         return deviation(measured) * physics.noise_like(measured, generator)
 
@@ -158,7 +160,7 @@ def evaluate(
             x_hat = reconstruct(given, physics)
             data = measurement_consistency(x_hat, target, physics)
         case "sure":
-            if objective.noise_model == "white" and drawn.noise == 0:
+            if not known:
                 raise BadInput(
                     "the noise of these measurements is not known, and the data term sure needs it",
                     "Give the noise, or choose unsure.",
@@ -178,15 +180,13 @@ def evaluate(
             x_hat, data = terms.x_hat, unsure(terms, level)
             level = raised(level, terms)
         case "split":
-            data, x_hat = splitting(
-                y, physics, reconstruct, kept=physics.random_split(generator, objective.kept).to(y.device)
-            )
+            kept = physics.random_split(generator, objective.kept)
+            data, x_hat = splitting(y, physics, reconstruct, kept=kept)
         case _:
-            kept = physics.random_split(generator, objective.kept).to(y.device)
-            data, x_hat = equivariant_splitting(
-                y, physics, reconstruct, transform=transform.select(torch.zeros(1, dtype=torch.int64)), kept=kept,
-                noise=noise(y),
-            )  # fmt: skip
+            kept = physics.random_split(generator, objective.kept)
+            # one transform for the batch: a parallel beam then needs no image turned
+            one = transform.select(torch.zeros(1, dtype=torch.int64))
+            data, x_hat = equivariant_splitting(y, physics, reconstruct, transform=one, kept=kept, noise=noise(y))
     if objective.equivariance_weight == 0:
         return Terms(x_hat, data.mean(), torch.zeros((), device=y.device), level)
     second = reconstruct

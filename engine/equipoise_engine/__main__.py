@@ -52,8 +52,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Exception as error:
         logging.getLogger(__name__).debug("", exc_info=True)
-        told = failure(error)
-        _say(f"error: {told.message}" + (f" {told.hint}" if isinstance(error, EquipoiseError) else ""))
+        if isinstance(error, EquipoiseError):
+            _complain(error)
+        else:
+            _say(f"error: {failure(error).message}")
         return 1
     if result is not None:
         _report(result, as_json=arguments.json)

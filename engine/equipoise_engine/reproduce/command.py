@@ -193,6 +193,7 @@ def _run_parts(wanted: Comparison, say: Say) -> list[str]:
                     del running[part]
                     if process.returncode:
                         failed.append(part.name)
+                        say(f"{part.name}: {_ending(process.returncode)}")
                     done = total - len(waiting) - len(running)
                     say(f"{done} of {total} parts done ({time.monotonic() - began:.0f} s)")
             blocked = any(part.method == DENOISER for part in (*waiting, *running))
@@ -213,6 +214,10 @@ def _run_parts(wanted: Comparison, say: Say) -> list[str]:
     return failed
 
 
+def _ending(status: int) -> str:
+    return f"failed with status {status}" if status > 0 else f"was ended by signal {-status}"
+
+
 def _run_alone(wanted: Comparison, method: str, seed: int) -> None:
     process = _start(wanted, method, seed)
     try:
@@ -222,7 +227,7 @@ def _run_alone(wanted: Comparison, method: str, seed: int) -> None:
             process.terminate()
             process.wait()
     if status:
-        raise EquipoiseError(f"{method} failed with status {status}", "What was wrong stands above.")
+        raise EquipoiseError(f"{method} {_ending(status)}", "What was wrong stands above.")
 
 
 def _start(wanted: Comparison, method: str, seed: int) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""What was measured: data, geometry, state, and how the parts of the file were matched.
+"""What was measured: data, state, and how the parts of the file were matched; the geometry stands in `geometry`.
 
 Coordinates of an image plane: column index grows with x to the right, row index grows *downwards*, y points up;
 the origin lies on the rotation axis (CT) or in the centre of the field of view (MRI), at index `(n - 1) / 2` for CT and
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput
+from equipoise_engine.geometry import ConeBeam, CtGeometry, MriGeometry
 
 
 class DataState(Enum):
@@ -48,62 +48,9 @@ class Match:
     reason: str
 
 
-@dataclass(frozen=True)
-class ParallelBeam:
-    """Parallel-beam geometry of one scan.
-
-    A ray of view `v` at detector column `c` is the line `x cos(a) + y sin(a) = (c - centre_px) * pixel_mm`
-    with `a = angle_rad[v]`.
-
-    Parameters
-    ----------
-    angle_rad
-        Projection angles `(view,)`, float64.
-    pixel_mm
-        Detector pixel size at the object; 1.0 where the file does not say (`calibrated` is then False).
-    centre_px
-        Detector column of the rotation axis (0 is the middle of the first column); None until it is given or found.
-    calibrated
-        Whether `pixel_mm` comes from the file or the user.
-    truncated
-        Whether the object reaches beyond the detector; images are then made on a larger grid and cropped.
-    """
-
-    angle_rad: NDArray[np.float64]
-    pixel_mm: float = 1.0
-    centre_px: float | None = None
-    calibrated: bool = False
-    truncated: bool = False
-
-
-@dataclass(frozen=True)
-class Cartesian:
-    """Cartesian sampling of two-dimensional k-space.
-
-    Parameters
-    ----------
-    sampled
-        Which k-space positions were measured, `(ky, kx)`, bool.
-    field_of_view_mm
-        Extent of the image along `(y, x)`; `(rows, columns)` in pixels where the file does not say.
-    slice_mm
-        Distance between slices; 1.0 where the file does not say.
-    phase_axis
-        Axis of `sampled` along which lines can be left out: 0 where lines are rows (ky), 1 where they are columns (kx).
-    calibrated
-        Whether the field of view comes from the file or the user.
-    """
-
-    sampled: NDArray[np.bool_]
-    field_of_view_mm: tuple[float, float]
-    slice_mm: float = 1.0
-    phase_axis: int = 1
-    calibrated: bool = False
-
-
 @dataclass(frozen=True, kw_only=True)
 class CtAcquisition:
-    """Projections of a parallel-beam scan.
+    """Projections of a scan.
 
     Parameters
     ----------
@@ -112,11 +59,11 @@ class CtAcquisition:
     state
         What the numbers in `projections` mean.
     projections
-        `(view, row, column)`; a detector row is one slice of the object.
+        `(view, row, column)`; a detector row is one slice of the object, but for a cone beam.
     flats, darks
         Open-beam and beam-off frames `(frame, row, column)`, or None.
     geometry
-        Angles, pixel size and rotation centre.
+        Angles, lengths and rotation centre.
     matched
         What was taken for what, and why.
     warnings
@@ -127,7 +74,7 @@ class CtAcquisition:
     format: str
     state: DataState
     projections: Samples
-    geometry: ParallelBeam
+    geometry: CtGeometry
     flats: Samples | None = None
     darks: Samples | None = None
     matched: tuple[Match, ...] = ()
@@ -145,8 +92,9 @@ class CtAcquisition:
 
     @property
     def slices(self) -> int:
-        """Number of slices that can be reconstructed."""
-        return int(self.projections.shape[1])
+        """Number of slices that can be reconstructed: detector rows, or of a cone beam those of the volume."""
+        rows = int(self.projections.shape[1])
+        return self.geometry.slices(rows) if isinstance(self.geometry, ConeBeam) else rows
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -156,14 +104,15 @@ class CtAcquisition:
 
 @dataclass(frozen=True, kw_only=True)
 class MriAcquisition:
-    """Multi-coil Cartesian k-space.
+    """Multi-coil k-space.
 
     Parameters
     ----------
     path, format
         Where the scan was read from, and as what.
     kspace
-        `(slice, coil, ky, kx)`, complex64, zero frequency at index `n // 2` of each axis.
+        Complex64: of a `Cartesian` scan `(slice, coil, ky, kx)`, zero frequency at index `n // 2` of each axis; of a
+        `NonCartesian` scan `(slice, coil, readout, sample)`, as its trajectory.
     geometry
         Sampling and field of view.
     matched
@@ -175,7 +124,7 @@ class MriAcquisition:
     path: Path
     format: str
     kspace: Samples
-    geometry: Cartesian
+    geometry: MriGeometry
     state: DataState = DataState.KSPACE
     matched: tuple[Match, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -187,7 +136,7 @@ class MriAcquisition:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the measured data `(slice, coil, ky, kx)`."""
+        """Shape of the measured data `(slice, coil, ky, kx)` or `(slice, coil, readout, sample)`."""
         return tuple(int(n) for n in self.kspace.shape)
 
 

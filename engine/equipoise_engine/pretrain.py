@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equipoise_engine.acquisition import ParallelBeam
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.errors import BadInput
 from equipoise_engine.finetune import TrainSettings, finetune
+from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.measured import Measured
 from equipoise_engine.model import Architecture, EquilibriumModel
 from equipoise_engine.mri import CartesianPhysics, undersampling_mask
@@ -183,12 +183,12 @@ def _draw_ct(settings: PretrainSettings, generator: torch.Generator, device: tor
     side = settings.side
     views = int(_between(*settings.views, generator))
     angles = np.linspace(0, np.pi, views, endpoint=False) + _between(0, np.pi, generator)
-    fine = ParallelBeamPhysics(ParallelBeam(angles, 0.5, side - 0.5), 2 * side)
+    fine = TomographyPhysics(ParallelBeam(angles, 0.5, side - 0.5), 2 * side)
     objects = random_images(settings.equivariant_batch, 2 * side, generator)
     sinogram = fine(objects).reshape(settings.equivariant_batch, views, side, 2).mean(-1)
     noise = math.exp(_between(math.log(5e-4), math.log(2e-2), generator)) * float(sinogram.max())
     sinogram = sinogram + noise * torch.randn(sinogram.shape, generator=generator)
-    physics = ParallelBeamPhysics(ParallelBeam(angles, 1.0, (side - 1) / 2), side)
+    physics = TomographyPhysics(ParallelBeam(angles, 1.0, (side - 1) / 2), side)
     return Measured(sinogram.to(device), physics, math.pi / views, noise)
 
 

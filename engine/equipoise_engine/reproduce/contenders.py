@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from equipoise_engine.classical import Reconstructed, total_variation, wavelet
-from equipoise_engine.ct import ParallelBeamPhysics, angular_weights, ramp_spectrum
+from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.equilibrium import BackwardReport, BackwardSettings, ForwardSettings
+from equipoise_engine.fbp import angular_weights, filter_rows, ramp_spectrum
 from equipoise_engine.finetune import TrainSettings
 from equipoise_engine.fixed_point import build_map
 from equipoise_engine.measured import Measured
@@ -92,12 +93,10 @@ def direct_image(physics: Physics, y: Tensor) -> Tensor:
     For CT the back-projection is the transpose of the projector, not the interpolating one of `fbp`, whose own
     transpose is not at hand.
     """
-    if not isinstance(physics, ParallelBeamPhysics):
+    if not isinstance(physics, TomographyPhysics):
         return physics.analytic(y)
     arcs = torch.from_numpy(angular_weights(physics.geometry.angle_rad)).to(y.device, y.dtype)
-    ramp = torch.from_numpy(ramp_spectrum(y.shape[-1])).to(y.device, y.dtype)
-    padded = 2 * (ramp.shape[0] - 1)
-    filtered = torch.fft.irfft(torch.fft.rfft(y * arcs[:, None], n=padded) * ramp, n=padded)[..., : y.shape[-1]]
+    filtered = filter_rows(y * arcs[:, None], torch.from_numpy(ramp_spectrum(y.shape[-1])))
     return physics.adjoint(filtered) / physics.geometry.pixel_mm**2
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equipoise_engine.acquisition import ParallelBeam
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
+from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.measured import Measured
 from equipoise_engine.mri import CartesianPhysics
 from equipoise_engine.phantoms import random_coil_maps, random_phase, simulate_kspace, tissue_images
@@ -62,13 +62,13 @@ def _measure_ct(preset: Preset, count: int, generator: torch.Generator) -> Measu
     """Measure objects on a grid twice as fine as that of the images, whose truth is the mean of its pixels."""
     side, views = preset.side, preset.views
     angles = np.linspace(0, np.pi, views, endpoint=False)
-    fine = ParallelBeamPhysics(ParallelBeam(angles, 0.5, side - 0.5), 2 * side)
+    fine = TomographyPhysics(ParallelBeam(angles, 0.5, side - 0.5), 2 * side)
     objects = tissue_images(count, 2 * side, generator)
     sinograms = fine(objects).reshape(count, views, side, 2).mean(-1)
     noise = preset.noise * float(sinograms.max())
     sinograms = sinograms + noise * torch.randn(sinograms.shape, generator=generator)
     truth = torch.nn.functional.avg_pool2d(objects[:, None], 2)[:, 0]
-    physics = ParallelBeamPhysics(ParallelBeam(angles, 1.0, (side - 1) / 2), side)
+    physics = TomographyPhysics(ParallelBeam(angles, 1.0, (side - 1) / 2), side)
     return Measured(sinograms, physics, math.pi / views, noise, truth)
 
 

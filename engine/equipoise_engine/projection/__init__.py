@@ -1,0 +1,1 @@
+"""Projectors: line integrals through images and volumes, and their exact transposes."""

@@ -1,4 +1,8 @@
-"""Multi-coil Cartesian magnetic resonance imaging: A = M F S, sampling mask M, Fourier transform F, coil maps S."""
+"""Multi-coil Cartesian magnetic resonance imaging: A = M F S, sampling mask M, Fourier transform F, coil maps S.
+
+Source: K. P. Pruessmann et al. 1999, doi:10.1002/(SICI)1522-2594(199911)42:5<952::AID-MRM16>3.0.CO;2-S (one set of
+maps); M. Uecker et al. 2014, doi:10.1002/mrm.24751 (several sets, "soft SENSE").
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equipoise_engine.errors import BadInput
-from equipoise_engine.operators import Physics
+from equipoise_engine.operators import LinearOperator, Physics
 
 
 def centred_fft(image: Tensor) -> Tensor:
@@ -71,21 +75,29 @@ class CartesianPhysics(Physics):
     """Multi-coil Cartesian sampling.
 
     Images are complex `(batch, y, x)`; measurements are complex `(batch, coil, ky, kx)`, zero where not sampled.
+    With several sets of maps images are `(batch, set, y, x)`: a measurement is the sum over the sets.
 
     Parameters
     ----------
     maps
-        Coil sensitivities `(batch, coil, y, x)`, complex64, with sum over coils of |s|^2 at most one.
+        Coil sensitivities `(batch, coil, y, x)`, complex64, with sum over coils of |s|^2 at most one; or
+        `(batch, set, coil, y, x)`, in each pixel orthogonal from set to set.
     mask
         Sampled positions `(ky, kx)`, bool; the same for all slices.
+
+    Raises
+    ------
+    BadInput
+        Maps have neither four nor five axes, or the mask does not fit them.
     """
 
     complex_image = True
 
     def __init__(self, maps: Tensor, mask: Tensor) -> None:
-        if tuple(mask.shape) != tuple(maps.shape[2:]):
+        if maps.ndim not in (4, 5) or tuple(mask.shape) != tuple(maps.shape[-2:]):
             raise BadInput(f"mask {tuple(mask.shape)} does not fit coil maps {tuple(maps.shape)}")
-        super().__init__(tuple(maps.shape[2:]), tuple(maps.shape[1:]))
+        sets = tuple(maps.shape[1:-3])
+        super().__init__((*sets, *maps.shape[-2:]), tuple(maps.shape[-3:]))
         self.maps = maps
         self.mask = mask
 
@@ -100,11 +112,45 @@ class CartesianPhysics(Physics):
             raise BadInput(f"a batch of {x.shape[0]} does not fit the coil maps of {maps.shape[0]} slices")
         return maps
 
+    def _coil_images(self, x: Tensor) -> Tensor:
+        """Return what each coil sees `(batch, coil, y, x)` of an image."""
+        maps = self._maps(x)
+        if maps.ndim == 4:
+            return maps * x[:, None]
+        seen = maps[:, 0] * x[:, 0, None]
+        for one in range(1, maps.shape[1]):
+            seen.addcmul_(maps[:, one], x[:, one, None])
+        return seen
+
+    def _combined(self, seen: Tensor) -> Tensor:
+        """Return the adjoint of `_coil_images`."""
+        maps = self._maps(seen)
+        if maps.ndim == 4:
+            return torch.sum(maps.conj() * seen, dim=1)
+        return torch.stack([torch.sum(one.conj() * seen, dim=1) for one in maps.unbind(1)], dim=1)
+
+    def _masked(self, kspace: Tensor) -> Tensor:
+        """Return k-space with its origin at index 0, in place without what was not sampled."""
+        masked: Tensor = kspace.mul_(torch.fft.ifftshift(self.mask))
+        return masked
+
     def _forward(self, x: Tensor) -> Tensor:
-        return centred_fft(self._maps(x) * x[:, None]) * self.mask
+        seen = torch.fft.ifftshift(self._coil_images(x), dim=(-2, -1))
+        kspace: Tensor = torch.fft.fftshift(self._masked(torch.fft.fft2(seen, norm="ortho")), dim=(-2, -1))
+        return kspace
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        return torch.sum(self._maps(y).conj() * centred_ifft(y * self.mask), dim=1)
+        kspace = self._masked(torch.fft.ifftshift(y, dim=(-2, -1)))
+        return self._combined(torch.fft.fftshift(torch.fft.ifft2(kspace, norm="ortho"), dim=(-2, -1)))
+
+    def _normal(self, x: Tensor) -> Tensor:
+        seen = torch.fft.ifftshift(self._coil_images(x), dim=(-2, -1))
+        kspace = self._masked(torch.fft.fft2(seen, norm="ortho"))
+        return self._combined(torch.fft.fftshift(torch.fft.ifft2(kspace, norm="ortho"), dim=(-2, -1)))
+
+    def normal(self, x: Tensor) -> Tensor:
+        """Return A^H A x `(batch, *domain)`; k-space is not moved to its centred order in between."""
+        return _Normal(self).forward(x)
 
     def weight(self, residual: Tensor) -> Tensor:
         """Return the residual: with these maps the spectrum of A^H A lies within [0, 1] already."""
@@ -117,7 +163,7 @@ class CartesianPhysics(Physics):
     def resolvent(self, b: Tensor, length: float) -> Tensor | None:
         """Return (I + length A^H A)^-1 b `(batch, y, x)` for one coil of magnitude one: then A is unitary but for M."""
         maps = self._maps(b)
-        if maps.shape[1] != 1 or not self._unit:
+        if maps.ndim != 4 or maps.shape[1] != 1 or not self._unit:
             return None
         kspace = centred_fft(maps[:, 0] * b) / (1 + length * self.mask.to(b.real.dtype))
         return maps[:, 0].conj() * centred_ifft(kspace)
@@ -127,8 +173,18 @@ class CartesianPhysics(Physics):
         return bool(((self.maps.abs() - 1).abs() < 1e-5).all())
 
     def analytic(self, y: Tensor) -> Tensor:
-        """Return the zero-filled image, coils combined with their maps `(batch, y, x)`, complex."""
+        """Return the zero-filled image, coils combined with their maps `(batch, *domain)`, complex."""
         return self.adjoint(y)
+
+    def framed(self, image: Tensor) -> Tensor:
+        """Return the image `(batch, y, x)`; of several sets, the root of the sum of their squared magnitudes, float.
+
+        The phases of different sets belong to different places of the object, so that there is no common one.
+        """
+        if self.maps.ndim == 4:
+            return image
+        magnitude: Tensor = torch.linalg.vector_norm(image, dim=1)
+        return magnitude
 
     def select(self, slices: Tensor) -> CartesianPhysics:
         """Return the physics of a part of the batch."""
@@ -184,3 +240,17 @@ class CartesianPhysics(Physics):
     def to(self, device: torch.device) -> CartesianPhysics:
         """Return the physics with maps and mask on `device`."""
         return CartesianPhysics(self.maps.to(device), self.mask.to(device))
+
+
+class _Normal(LinearOperator):
+    """A^H A of Cartesian sampling."""
+
+    def __init__(self, physics: CartesianPhysics) -> None:
+        super().__init__(physics.domain, physics.domain)
+        self._physics = physics
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._physics._normal(x)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._physics._normal(y)

@@ -1,23 +1,27 @@
-"""Finding the rotation axis of a parallel-beam scan from its views.
+"""Finding the rotation axis of a scan from its views.
 
-Two independent properties of the data are used. A view repeats, mirrored about the axis, half a turn later;
-this holds for truncated objects too. And the centre of mass of the views of an object that lies wholly inside
-the field of view moves on a sinusoid around the axis.
+Two independent properties of the data of a parallel beam are used. A view repeats, mirrored about the axis, half a turn
+later; this holds for truncated objects too. And the centre of mass of the views of an object that lies wholly inside
+the field of view moves on a sinusoid around the axis. In a full turn, and in a fan beam, lines are measured twice, once
+from each end.
 
-Sources: Padfield 2012, doi:10.1109/TIP.2011.2181402, eq. 20 (normalised correlation over the overlap); Ludwig
-1966, doi:10.1002/cpa.3160190207 (moments of projections).
+Sources: Padfield 2012, doi:10.1109/TIP.2011.2181402, eq. 20 (normalised correlation over the overlap); Ludwig 1966,
+doi:10.1002/cpa.3160190207 (moments of projections).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
+from scipy.ndimage import map_coordinates
 
 from equipoise_engine.acquisition import CtAcquisition
 from equipoise_engine.errors import BadInput
+from equipoise_engine.geometry import ConeBeam, FanBeam
 from equipoise_engine.preprocess.attenuation import attenuation
 
 MAX_ROWS = 24
@@ -39,7 +43,7 @@ class CentreEstimate:
     centre_px
         Detector column of the axis; 0 is the middle of the first column.
     method
-        "opposite views" or "centre of mass".
+        "opposite views", "lines measured twice" or "centre of mass".
     confidence
         From 0 to 1; below 0.5 the user should check it.
     text
@@ -60,10 +64,18 @@ def find_centre(scan: CtAcquisition) -> CentreEstimate:
     BadInput
         The views neither contain opposite pairs nor show the whole object.
     """
-    rows = np.unique(np.linspace(0, scan.slices - 1, min(scan.slices, MAX_ROWS)).astype(int))
+    geometry, count = scan.geometry, scan.shape[1]
+    if isinstance(geometry, ConeBeam):
+        # away from the plane of the source no line is measured twice
+        middle = min(max(round(geometry.middle_px), 0), count - 1)
+        return fan_centre_of(attenuation(scan, slice(middle, middle + 1)), geometry, name=scan.path.name)
+    rows = np.unique(np.linspace(0, count - 1, min(count, MAX_ROWS)).astype(int))
     step = max(int(rows[1] - rows[0]), 1) if rows.size > 1 else 1
     start = int(rows[0]) if rows.size > 1 else 0
-    return centre_of(attenuation(scan, slice(start, None, step)), scan.geometry.angle_rad, name=scan.path.name)
+    sinograms = attenuation(scan, slice(start, None, step))
+    if isinstance(geometry, FanBeam):
+        return fan_centre_of(sinograms, geometry, name=scan.path.name)
+    return centre_of(sinograms, geometry.angle_rad, name=scan.path.name)
 
 
 def centre_of(
@@ -86,6 +98,11 @@ def centre_of(
         The views neither contain opposite pairs nor show the whole object.
     """
     mirrored = _from_opposite_views(sinograms, angle_rad)
+    if mirrored is None and np.ptp(angle_rad) > 1.5 * np.pi:
+        # no view lies half a turn from another, but between two that do
+        twice = _from_conjugates(sinograms, angle_rad, _no_fan)
+        if twice is not None:
+            return twice
     massed = _from_centre_of_mass(sinograms, angle_rad)
     columns = sinograms.shape[2]
     if mirrored is None and massed is None:
@@ -112,6 +129,106 @@ def centre_of(
             return _estimate(other, "centre of mass", 0.5, text.replace("rotation", "unclear rotation", 1), columns)
         confidence = max(confidence, 0.9) if abs(other - centre) < 1.5 else 0.8 * confidence
     return _estimate(centre, "opposite views", confidence, text, columns)
+
+
+def fan_centre_of(
+    sinograms: NDArray[np.float32], geometry: FanBeam | ConeBeam, *, name: str = "the scan"
+) -> CentreEstimate:
+    """Return the axis of fan-beam sinograms, from the lines that are measured from both of their ends.
+
+    Parameters
+    ----------
+    sinograms
+        `(slice, view, column)`, float32.
+    geometry
+        Angles and lengths; its centre is not looked at.
+    name
+        What to call the scan in messages.
+
+    Raises
+    ------
+    BadInput
+        Hardly any line is measured twice.
+    """
+
+    def fan_angles(offset: NDArray[np.float64]) -> NDArray[np.float64]:
+        tangent = offset * geometry.pixel_mm / geometry.source_detector_mm
+        curved = isinstance(geometry, FanBeam) and geometry.detector == "curved"
+        return tangent if curved else np.asarray(np.arctan(tangent))
+
+    found = _from_conjugates(sinograms, geometry.angle_rad, fan_angles)
+    if found is None:
+        raise BadInput(
+            f"{name}: the rotation axis cannot be found: hardly any line is measured from both of its ends",
+            "Give the rotation centre.",
+        )
+    return found
+
+
+_FanAngles = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""From columns off the axis to angles of their rays to the ray through it."""
+
+
+def _no_fan(offset: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.zeros_like(offset)
+
+
+def _from_conjugates(
+    sinograms: NDArray[np.float32], angle_rad: NDArray[np.float64], fan_angles: _FanAngles
+) -> CentreEstimate | None:
+    """Return the axis about which lines measured from both ends agree best, or None where there are hardly any."""
+    columns = sinograms.shape[2]
+    coarse = np.arange(0.2 * columns, 0.8 * columns, 2.0)
+    misfit = np.array([_misfit_of_conjugates(sinograms, angle_rad, fan_angles, float(centre)) for centre in coarse])
+    if not np.isfinite(misfit).any():
+        return None
+    near = float(coarse[int(np.nanargmin(misfit))])
+    fine = near + np.arange(-3.0, 3.01, 0.25)
+    sharp = np.array([_misfit_of_conjugates(sinograms, angle_rad, fan_angles, float(centre)) for centre in fine])
+    best = int(np.nanargmin(sharp))
+    shift = 0.0
+    if 0 < best < fine.size - 1:
+        left, low, right = sharp[best - 1 : best + 2]
+        bend = left - 2 * low + right
+        shift = 0.5 * (left - right) / bend if bend > 0 else 0.0
+    centre, least, usual = float(fine[best] + 0.25 * shift), float(sharp[best]), float(np.nanmedian(misfit))
+    confidence = float(np.clip(1.5 * (1 - least / max(usual, 1e-30)), 0.0, 1.0))
+    text = f"rotation centre {centre:.2f} px from lines measured twice (misfit {least:.2g}, elsewhere {usual:.2g})"
+    return _estimate(centre, "lines measured twice", confidence, text, columns)
+
+
+def _misfit_of_conjugates(
+    sinograms: NDArray[np.float32], angle_rad: NDArray[np.float64], fan_angles: _FanAngles, centre: float
+) -> float:
+    """Return how far rays differ from those along the same line the other way, NaN where there are hardly any.
+
+    The ray at the fan angle g of the view at angle b runs along the one at -g of the view at b + pi - 2 g.
+    """
+    columns = sinograms.shape[2]
+    order = np.argsort(np.mod(angle_rad, 2 * np.pi), kind="stable")
+    angles = np.mod(angle_rad, 2 * np.pi)[order]
+    around = np.append(angles, angles[0] + 2 * np.pi)
+    usual = float(np.median(np.diff(around)))
+    views = np.unique(np.linspace(0, angles.size - 1, min(angles.size, 2 * MAX_PAIRS)).astype(int))
+    fan = fan_angles(np.arange(columns, dtype=np.float64) - centre)
+    wanted = np.mod(angles[views][:, None] + np.pi - 2 * fan[None, :], 2 * np.pi)
+    wanted = np.where(wanted < angles[0], wanted + 2 * np.pi, wanted)
+    after = np.clip(np.searchsorted(around, wanted, side="right"), 1, angles.size)
+    gap = around[after] - around[after - 1]
+    mirrored = np.broadcast_to(2 * centre - np.arange(columns), wanted.shape)
+    usable = (gap < 2.5 * usual) & (mirrored >= 0) & (mirrored <= columns - 1)
+    if usable.sum() < max(MIN_OVERLAP * columns, 16):
+        return float("nan")
+    share = np.where(gap > 0, (wanted - around[after - 1]) / np.maximum(gap, 1e-12), 0.0)
+    place = np.stack([(after - 1 + share)[usable], mirrored[usable]])
+    difference = size = 0.0
+    for one in sinograms[:, order, :]:
+        turned = np.concatenate([one, one[:1]])
+        opposite = map_coordinates(turned, place, order=1)
+        own = one[views][usable]
+        difference += float(np.sum((own - opposite) ** 2))
+        size += float(np.sum(own**2) + np.sum(opposite**2))
+    return difference / max(size, 1e-30)
 
 
 def _estimate(centre: float, method: str, confidence: float, text: str, columns: int) -> CentreEstimate:

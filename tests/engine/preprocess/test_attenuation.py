@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from equipoise_engine.acquisition import CtAcquisition, DataState, ParallelBeam
+from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats import read
+from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.preprocess.attenuation import attenuation, prepare
 
 VIEWS, ROWS, COLUMNS = 20, 4, 40

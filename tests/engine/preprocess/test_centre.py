@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from equipoise_engine.acquisition import CtAcquisition
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats import read
-from equipoise_engine.preprocess.centre import centre_of, find_centre
+from equipoise_engine.geometry import FanBeam
+from equipoise_engine.preprocess.centre import centre_of, fan_centre_of, find_centre
 
 COLUMNS = 160
 
@@ -97,3 +100,43 @@ def test_a_truncated_synchrotron_scan(shared_data: Path) -> None:
     found = find_centre(scan)
     assert found.centre_px == pytest.approx(85.5, abs=0.5)
     assert found.confidence > 0.8
+
+
+def fan_sinogram(geometry: FanBeam, columns: int) -> np.ndarray:
+    """Exact line integrals of three discs with a little noise, `(1, view, column)`."""
+    points, directions = geometry.vectors().rays(np.arange(columns, dtype=float), np.zeros(columns))
+    total = np.random.default_rng(0).normal(scale=0.02, size=points.shape[:2])
+    for x, y, radius, value in ((4.0, 3.0, 2.0, 0.3), (-5.0, -3.0, 3.0, 0.2), (0.0, 0.0, 8.0, 0.1)):
+        away = np.array([x, y, 0.0]) - points
+        distance = away[..., 0] * directions[..., 1] - away[..., 1] * directions[..., 0]
+        total += value * 2 * np.sqrt(np.clip(radius**2 - distance**2, 0, None))
+    return total[None].astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("centre", "degrees", "detector"),
+    [(59.5, 360, "flat"), (50.3, 360, "curved"), (63.7, 240, "flat"), (33.2, 360, "flat")],
+)
+def test_the_axis_of_a_fan_is_found_from_lines_measured_twice(
+    centre: float, degrees: int, detector: Literal["flat", "curved"]
+) -> None:
+    angles = np.radians(np.arange(10, 10 + degrees, 1.5))
+    geometry = FanBeam(angles, 60.0, 90.0, 0.375, centre, detector=detector)
+    found = fan_centre_of(fan_sinogram(geometry, 120), replace(geometry, centre_px=None))
+    assert found.centre_px == pytest.approx(centre, abs=0.1)
+    assert found.confidence > 0.5
+
+
+def test_a_fan_that_sees_every_line_once_cannot_tell() -> None:
+    geometry = FanBeam(np.radians(np.arange(0, 120, 1.5)), 60.0, 90.0, 0.375, 59.5)
+    with pytest.raises(BadInput, match="measured from both of its ends"):
+        fan_centre_of(fan_sinogram(geometry, 120), geometry)
+
+
+def test_a_full_turn_without_opposite_views_is_compared_between_its_views(shared_data: Path) -> None:
+    # 625 views of a full turn: half a turn later comes a place between two views
+    scan = read(shared_data / "ct-wood-neutron-sino" / "woodsino_0200.tif")
+    assert isinstance(scan, CtAcquisition)
+    found = find_centre(scan)
+    assert found.method == "lines measured twice"
+    assert found.centre_px == pytest.approx(284.1, abs=0.5)

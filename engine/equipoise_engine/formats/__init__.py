@@ -3,45 +3,125 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 
-from equipoise_engine.acquisition import Acquisition
+from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match
 from equipoise_engine.errors import BadInput, Unsupported
+from equipoise_engine.formats.bart import is_bart, read_bart
 from equipoise_engine.formats.dataexchange import is_dataexchange, read_dataexchange
 from equipoise_engine.formats.fastmri import is_fastmri, read_fastmri
 from equipoise_engine.formats.hdf5 import is_hdf5, open_file, read_text, try_find, walk
+from equipoise_engine.formats.matlab import is_matlab, read_matlab
 from equipoise_engine.formats.nxtomo import is_nxtomo, read_nxtomo
+from equipoise_engine.formats.sinogram import AngleRange, is_tiff, read_sinogram
+from equipoise_engine.formats.twix import is_twix, read_twix
+from equipoise_engine.geometry import ConeBeam, FanBeam
 
-KINDS = "Data Exchange HDF5 and NXtomo (CT), fastMRI-style HDF5 (MRI)"
+KINDS = (
+    "Data Exchange HDF5, NXtomo, MATLAB fan-beam structures and TIFF sinograms (CT), fastMRI-style HDF5, BART, Siemens"
+    " raw data and MATLAB k-space (MRI)"
+)
 """The kinds of file that are read, for people."""
 
+
+@dataclass(frozen=True)
+class Beam:
+    """Lengths of a diverging beam.
+
+    Parameters
+    ----------
+    source_axis_mm, source_detector_mm
+        Distance from the source to the rotation axis and to the detector.
+    pixel_mm
+        Side of a detector element.
+    """
+
+    source_axis_mm: float
+    source_detector_mm: float
+    pixel_mm: float
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the user knows about a scan that its file may not say.
+
+    Parameters
+    ----------
+    centre_px
+        Detector column of the rotation axis.
+    angles
+        Range of the projection angles, for files that hold none.
+    matrix
+        Rows and columns of the image, for k-space along a trajectory.
+    beam
+        Lengths of a diverging beam, for files of projections that do not hold them: of one detector row a fan, of
+        several a cone whose source is level with their middle.
+    """
+
+    centre_px: float | None = None
+    angles: AngleRange | None = None
+    matrix: tuple[int, int] | None = None
+    beam: Beam | None = None
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How files of a family are recognised, and how they are read."""
+
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path, Known], Acquisition]
+
+
+def _hdf5(path: Path, known: Known) -> Acquisition:
+    file = open_file(path)
+    try:
+        if is_dataexchange(file, path):
+            return read_dataexchange(file, path, known.centre_px)
+        if is_fastmri(file):
+            return read_fastmri(file, path)
+        if is_nxtomo(file, path):
+            return read_nxtomo(file, path, known.centre_px)
+        raise _other_hdf5(file, path)
+    except (OSError, RuntimeError, KeyError) as error:
+        # Whatever a damaged file makes the library say that was not met with at a known place.
+        raise BadInput(f"{path.name}: the HDF5 file is damaged ({error})", "Copy or download it again.") from error
+
+
+# The first that recognises a file reads it: MATLAB 7.3 files are HDF5 as well.
+_FAMILIES = (
+    _Family(is_matlab, lambda path, known: read_matlab(path, known.centre_px, matrix=known.matrix)),
+    _Family(is_hdf5, _hdf5),
+    _Family(is_bart, lambda path, known: read_bart(path)),
+    _Family(is_twix, lambda path, known: read_twix(path)),
+    _Family(is_tiff, lambda path, known: read_sinogram(path, known.centre_px, angles=known.angles)),
+)
+
 _OTHERS = (
-    (b"II*\x00", "a TIFF image"),
-    (b"MM\x00*", "a TIFF image"),
-    (b"II+\x00", "a BigTIFF image"),
-    (b"MM\x00+", "a BigTIFF image"),
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
-    (b"MATLAB 5.0", "a MATLAB 5 file"),
     (b"\xd0\xcf\x11\xe0", "an OLE compound file"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"%PDF", "a PDF document"),
 )
 
 
-def read(path: Path, *, centre_px: float | None = None) -> Acquisition:
+def read(path: Path, *, centre_px: float | None = None, known: Known | None = None) -> Acquisition:
     """Return the scan in a file, or the only one in a folder, recognised by content and not by name.
 
-    Values stay on disk until they are needed; the file is neither locked nor written.
+    Values stay on disk until they are needed where the format allows; the file is neither locked nor written.
 
     Parameters
     ----------
     centre_px
         Detector column of the rotation axis, where it is known.
+    known
+        What else is known; its centre is used where `centre_px` is None.
 
     Raises
     ------
@@ -53,23 +133,38 @@ def read(path: Path, *, centre_px: float | None = None) -> Acquisition:
         One frame or one slice of it is larger than the free memory.
     """
     path = Path(path)
+    known = known or Known()
+    if centre_px is not None:
+        known = replace(known, centre_px=centre_px)
     if path.is_dir():
         path = _only_scan(path)
     _check_readable(path)
-    if not is_hdf5(path):
+    family = _family_of(path)
+    if family is None:
         raise _other_kind(path)
-    file = open_file(path)
-    try:
-        if is_dataexchange(file, path):
-            return read_dataexchange(file, path, centre_px)
-        if is_fastmri(file):
-            return read_fastmri(file, path)
-        if is_nxtomo(file, path):
-            return read_nxtomo(file, path, centre_px)
-        raise _other_hdf5(file, path)
-    except (OSError, RuntimeError, KeyError) as error:
-        # Whatever a damaged file makes the library say that was not met with at a known place.
-        raise BadInput(f"{path.name}: the HDF5 file is damaged ({error})", "Copy or download it again.") from error
+    scan = family.read(path, known)
+    return scan if known.beam is None else _diverging(scan, known.beam)
+
+
+def _diverging(scan: Acquisition, beam: Beam) -> CtAcquisition:
+    """Return a scan with a fan or a cone in place of the parallel beam that its file was taken to have."""
+    if not isinstance(scan, CtAcquisition):
+        raise BadInput(f"{scan.path.name}: an MRI scan has no source and no detector", "Leave the distances out.")
+    lengths = (beam.source_axis_mm, beam.source_detector_mm, beam.pixel_mm)
+    rows, old = scan.shape[1], scan.geometry
+    geometry: FanBeam | ConeBeam
+    if rows == 1:
+        geometry = FanBeam(old.angle_rad, *lengths, old.centre_px)
+    else:
+        geometry = ConeBeam(old.angle_rad, *lengths, beam.pixel_mm, (rows - 1) / 2, old.centre_px)
+    told = f"source to axis {lengths[0]:g} mm, to detector {lengths[1]:g} mm, element {lengths[2]:g} mm"
+    return replace(
+        scan, geometry=geometry, matched=(*scan.matched, Match("beam", "given by the user", (), f"{told}: {rows} rows"))
+    )
+
+
+def _family_of(path: Path) -> _Family | None:
+    return next((family for family in _FAMILIES if family.recognises(path)), None)
 
 
 def _check_readable(path: Path) -> None:
@@ -89,10 +184,14 @@ def _only_scan(folder: Path) -> Path:
         files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     except OSError as error:
         raise BadInput(f"{folder}: the folder cannot be listed ({error.strerror})") from error
-    candidates = [p for p in files if os.access(p, os.R_OK) and p.stat().st_size and is_hdf5(p)]
+    readable = [p for p in files if os.access(p, os.R_OK) and p.stat().st_size]
+    # A pair of files is one scan, named by its values; pictures are scans only where there is nothing else.
+    readable = [p for p in readable if p.suffix.lower() != ".hdr" or p.with_suffix(".cfl") not in files]
+    families = {p: family for p in readable if (family := _family_of(p)) is not None}
+    candidates = [p for p, family in families.items() if family.recognises is not is_tiff] or list(families)
     if not candidates:
         raise BadInput(
-            f"{folder}: no scan in this folder ({len(files)} files, none of them HDF5)",
+            f"{folder}: no scan in this folder ({len(files)} files, none of a kind that is read)",
             f"Kinds that are read: {KINDS}.",
         )
     if len(candidates) > 1:

@@ -11,11 +11,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from equipoise_engine.acquisition import CtAcquisition, DataState, Match, ParallelBeam
+from equipoise_engine.acquisition import CtAcquisition, DataState, Match
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.angles import repeated_views, to_radians
 from equipoise_engine.formats.hdf5 import Stored, attribute, check_dataset, check_memory, find
 from equipoise_engine.formats.state import state_without_flats
+from equipoise_engine.geometry import ParallelBeam
 
 
 def is_dataexchange(file: h5py.File, path: Path) -> bool:

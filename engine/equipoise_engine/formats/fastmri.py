@@ -12,9 +12,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import Cartesian, Match, MriAcquisition, Samples
+from equipoise_engine.acquisition import Match, MriAcquisition, Samples
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.hdf5 import Stored, check_dataset, check_memory, find, read_text, text_of
+from equipoise_engine.geometry import Cartesian
 
 MAX_HEADER_BYTES = 4 << 20
 

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import CtAcquisition, DataState, Match, ParallelBeam
+from equipoise_engine.acquisition import CtAcquisition, DataState, Match
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.angles import repeated_views, to_radians
 from equipoise_engine.formats.hdf5 import (
@@ -27,6 +27,7 @@ from equipoise_engine.formats.hdf5 import (
     walk,
 )
 from equipoise_engine.formats.state import state_without_flats
+from equipoise_engine.geometry import ParallelBeam
 
 PROJECTION, FLAT, DARK, INVALID = 0, 1, 2, 3
 _KEY_NAMES = {PROJECTION: "projections", FLAT: "flats", DARK: "darks", INVALID: "invalid frames"}

@@ -66,7 +66,7 @@ def test_read_names_an_empty_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("start", "said"),
-    [(b"II*\x00", "a TIFF image"), (b"\x00" * 128 + b"DICM", "a DICOM image"), (b"hello", "an unknown kind")],
+    [(b"\x89PNG", "a PNG image"), (b"\x00" * 128 + b"DICM", "a DICOM image"), (b"hello", "an unknown kind")],
 )
 def test_read_says_what_another_kind_of_file_is(tmp_path: Path, start: bytes, said: str) -> None:
     path = tmp_path / "thing"

@@ -1,0 +1,164 @@
+"""Pairs of files of BART: axes, masks, three-dimensional scans, and pairs that do not fit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from equipoise_engine.acquisition import MriAcquisition
+from equipoise_engine.errors import BadInput, Unsupported
+from equipoise_engine.formats import read
+from equipoise_engine.geometry import Cartesian
+from equipoise_engine.mri import root_sum_of_squares
+
+
+def _noise(*shape: int) -> np.ndarray:
+    random = np.random.default_rng(5)
+    return (random.normal(size=shape) + 1j * random.normal(size=shape)).astype(np.complex64)
+
+
+def _write(folder: Path, values: np.ndarray, name: str = "scan") -> Path:
+    """Write values `(readout, first phase, second phase, coil, ...)` and return the file of the values."""
+    sizes = " ".join(str(n) for n in values.shape)
+    (folder / f"{name}.hdr").write_text(f"# Dimensions\n{sizes} \n# Command\nnoise\n")
+    path = folder / f"{name}.cfl"
+    path.write_bytes(values.astype("<c8").tobytes(order="F"))
+    return path
+
+
+def _read(path: Path) -> tuple[MriAcquisition, Cartesian]:
+    scan = read(path)
+    assert isinstance(scan, MriAcquisition)
+    assert isinstance(scan.geometry, Cartesian)
+    return scan, scan.geometry
+
+
+def test_two_phase_encodings_are_ky_and_kx(tmp_path: Path) -> None:
+    values = _noise(1, 5, 7, 3)
+    path = _write(tmp_path, values)
+    for named in (path, path.with_suffix(".hdr"), tmp_path):
+        scan, geometry = _read(named)
+        assert scan.path == path
+        assert scan.shape == (1, 3, 5, 7)
+        assert np.array_equal(scan.kspace[0], values[0].transpose(2, 0, 1))
+        assert geometry.sampled.all()
+
+
+def test_a_readout_is_kx(tmp_path: Path) -> None:
+    values = _noise(7, 5, 1, 3)
+    scan, geometry = _read(_write(tmp_path, values))
+    assert np.array_equal(scan.kspace[0], values[:, :, 0].transpose(2, 1, 0))
+    assert geometry.phase_axis == 0
+
+
+def test_slices_are_the_fourteenth_dimension(tmp_path: Path) -> None:
+    values = _noise(1, 5, 7, 3, *[1] * 9, 4)
+    scan, _ = _read(_write(tmp_path, values))
+    assert scan.shape == (4, 3, 5, 7)
+    assert np.array_equal(scan.kspace[2], values[0, ..., 0, 0, 0, 0, 0, 0, 0, 0, 0, 2].transpose(2, 0, 1))
+    assert np.array_equal(scan.kspace[1:3, 0, 4], values[0, 4, :, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1:3].T)
+
+
+def test_a_position_is_measured_where_any_coil_is_not_zero(tmp_path: Path) -> None:
+    values = _noise(1, 6, 8, 2)
+    values[:, 1::2] = 0
+    values[0, 2, 3, 0] = 0
+    _, geometry = _read(_write(tmp_path, values))
+    assert np.array_equal(geometry.sampled, np.broadcast_to((np.arange(6) % 2 == 0)[:, None], (6, 8)))
+    assert geometry.phase_axis == 0
+
+
+def test_three_dimensions_become_slices_along_the_readout(tmp_path: Path) -> None:
+    image = _noise(6, 5, 7, 2)
+    kept = np.random.default_rng(0).random((5, 7)) < 0.6
+    axes = (0, 1, 2)
+    shifted = np.fft.fftn(np.fft.ifftshift(image, axes=axes), axes=axes, norm="ortho")
+    kspace = np.fft.fftshift(shifted, axes=axes) * kept[None, :, :, None]
+    scan, geometry = _read(_write(tmp_path, kspace))
+    assert scan.shape == (6, 2, 5, 7)
+    assert np.array_equal(geometry.sampled, kept)
+    for index in (0, 4):
+        plane = np.fft.fft2(np.fft.ifftshift(image[index], axes=(0, 1)), axes=(0, 1), norm="ortho")
+        expected = np.fft.fftshift(plane, axes=(0, 1)).transpose(2, 0, 1) * kept
+        assert np.allclose(scan.kspace[index], expected, atol=1e-5)
+
+
+def test_a_partly_measured_readout_is_refused(tmp_path: Path) -> None:
+    values = _noise(6, 5, 7, 2)
+    values[:2] = 0
+    with pytest.raises(Unsupported, match=r"66\.7 % of the positions along the readouts"):
+        read(_write(tmp_path, values))
+
+
+def test_other_dimensions_are_named(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"dimension 5 \(echo\) has the size 2"):
+        read(_write(tmp_path, _noise(1, 5, 7, 3, 1, 2)))
+
+
+def test_a_trajectory_is_no_kspace(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="are a trajectory, not k-space"):
+        read(_write(tmp_path, _noise(3, 16, 9).real + 0j))
+
+
+@pytest.mark.parametrize("lost", [".cfl", ".hdr"])
+def test_half_a_pair_names_the_other_half(tmp_path: Path, lost: str) -> None:
+    path = _write(tmp_path, _noise(1, 5, 7, 3))
+    path.with_suffix(lost).unlink()
+    with pytest.raises(BadInput, match=rf"kept in scan\{lost}, which is missing"):
+        read(path.with_suffix(".hdr" if lost == ".cfl" else ".cfl"))
+
+
+def test_values_cut_short_are_counted(tmp_path: Path) -> None:
+    path = _write(tmp_path, _noise(1, 5, 7, 3))
+    os.truncate(path, 700)
+    with pytest.raises(
+        BadInput, match=r"700 bytes on disk, but the dimensions \(1, 5, 7, 3\) in scan\.hdr ask for 840"
+    ):
+        read(path)
+
+
+@pytest.mark.parametrize("text", ["", "5 x 7", "5 0 7", "5 -1", " ".join("1" * 17), "5 7 99999999999"])
+def test_dimensions_that_cannot_be_are_shown(tmp_path: Path, text: str) -> None:
+    path = _write(tmp_path, _noise(1, 5, 7))
+    path.with_suffix(".hdr").write_text(f"# Dimensions\n{text}\n")
+    with pytest.raises(BadInput, match=r"scan\.hdr: the dimensions read"):
+        read(path)
+
+
+def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    values = _noise(1, 5, 7, 3)
+    values[0, 4, 6, 2] = np.inf
+    with pytest.raises(BadInput, match=r"1 of 105 .* slice 0 .* \(2, 4, 6\)"):
+        read(_write(tmp_path, values))
+
+
+def test_an_image_is_suspected(tmp_path: Path) -> None:
+    values = _noise(1, 32, 32)
+    values[0, 2, 3] = 50
+    scan, _ = _read(_write(tmp_path, values))
+    assert any("(2, 3), far from the centre of k-space (16, 16)" in warning for warning in scan.warnings)
+
+
+def test_read_brain_of_bart(shared_data: Path) -> None:
+    import torch
+
+    full, geometry = _read(shared_data / "mri-bart-cfl" / "full.hdr")
+    part, fewer = _read(shared_data / "mri-bart-cfl" / "und2x2.cfl")
+    assert full.shape == part.shape == (1, 8, 230, 180)
+    assert geometry.sampled.all()
+    assert fewer.sampled.mean() == pytest.approx(0.257, abs=0.001)
+    assert np.array_equal(part.kspace[0][:, fewer.sampled], full.kspace[0][:, fewer.sampled])
+    # the same measurement, put into an HDF5 file by others
+    other = read(shared_data / "derived" / "brain8ch_fastmri_like.h5")
+    assert isinstance(other, MriAcquisition)
+    assert np.array_equal(other.kspace[0], full.kspace[0])
+    image = root_sum_of_squares(torch.from_numpy(full.kspace[:]))[0].numpy()
+    assert image[60:170, 50:130].mean() > 10 * image[:10, :10].mean()
+
+
+def test_a_measured_image_is_suspected(shared_data: Path) -> None:
+    scan, _ = _read(shared_data / "ref-images" / "knee_l1.cfl")
+    assert any("may hold an image" in warning for warning in scan.warnings)

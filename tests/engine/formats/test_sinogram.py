@@ -1,0 +1,161 @@
+"""Sinograms in TIFF files: the angles that their views show, states, and files that are something else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from equipoise_engine.acquisition import CtAcquisition, DataState
+from equipoise_engine.errors import BadInput, Unsupported
+from equipoise_engine.formats import AngleRange, Known, read
+from equipoise_engine.formats.sinogram import find_range
+from equipoise_engine.geometry import ParallelBeam
+from equipoise_engine.preprocess.centre import find_centre
+
+
+def _discs(angles_deg: np.ndarray, columns: int = 96, centre: float = 50.0, noise: float = 0.0) -> np.ndarray:
+    """Return the exact projections `(view, column)` of discs without any symmetry."""
+    angle = np.deg2rad(angles_deg)[:, None]
+    position = np.arange(columns)[None, :] - centre
+    views = np.zeros((angle.size, columns))
+    for x, y, radius, value in ((0, 0, 30, 0.02), (12, 5, 8, 0.03), (-9, 14, 5, 0.05), (3, -17, 6, -0.01)):
+        across = position - x * np.cos(angle) - y * np.sin(angle)
+        views += value * 2 * np.sqrt(np.maximum(radius**2 - across**2, 0.0))
+    return views + noise * views.max() * np.random.default_rng(2).normal(size=views.shape)
+
+
+def _read(path: Path, known: Known | None = None) -> tuple[CtAcquisition, ParallelBeam]:
+    scan = read(path, known=known)
+    assert isinstance(scan, CtAcquisition)
+    assert isinstance(scan.geometry, ParallelBeam)
+    return scan, scan.geometry
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+@pytest.mark.parametrize("views", [60, 61, 180])
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize("stop", [180.0, 360.0])
+def test_the_views_show_their_range(stop: float, inclusive: bool, views: int, noise: float) -> None:
+    expected = AngleRange(0.0, stop, inclusive)
+    found, _, sure = find_range(_discs(expected.angles_deg(views), noise=noise))
+    assert (found, sure) == (expected, True)
+
+
+@pytest.mark.parametrize("reach", [60.0, 100.0, 130.0, 250.0])
+def test_views_without_mirror_images_are_a_guess(reach: float) -> None:
+    _, reason, sure = find_range(_discs(np.linspace(0, reach, 100)))
+    assert not sure
+    assert "no views are mirror images" in reason
+
+
+def test_a_sinogram_becomes_a_scan(tmp_path: Path) -> None:
+    views = _discs(AngleRange(0.0, 180.0).angles_deg(90)).astype(np.float32)
+    tifffile.imwrite(tmp_path / "s.tif", views)
+    scan, geometry = _read(tmp_path / "s.tif")
+    assert scan.shape == (90, 1, 96)
+    assert scan.state is DataState.ATTENUATION
+    assert np.array_equal(np.asarray(scan.projections[:, 0]), views)
+    assert np.rad2deg(geometry.angle_rad[[0, -1]]) == pytest.approx([0, 178])
+    assert not geometry.calibrated
+    assert any("holds no angles; 0 to 180 degrees without the end" in warning for warning in scan.warnings)
+    assert find_centre(scan).centre_px == pytest.approx(50.0, abs=0.1)
+
+
+def test_given_angles_and_centre_are_taken(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", _discs(np.linspace(10, 100, 31)).astype(np.float32), compression="zlib")
+    known = Known(centre_px=49.5, angles=AngleRange(10.0, 100.0, inclusive=True))
+    scan, geometry = _read(tmp_path / "s.tif", known)
+    assert np.allclose(np.rad2deg(geometry.angle_rad), np.linspace(10, 100, 31))
+    assert geometry.centre_px == 49.5
+    assert not any("no angles" in warning for warning in scan.warnings)
+
+
+@pytest.mark.parametrize(("kind", "state"), [(np.uint16, DataState.COUNTS), (np.float32, DataState.TRANSMISSION)])
+def test_transmission_is_told_from_attenuation(tmp_path: Path, kind: type, state: DataState) -> None:
+    transmission = np.exp(-_discs(AngleRange(0.0, 180.0).angles_deg(60)))
+    tifffile.imwrite(tmp_path / "s.tif", (transmission * (40000 if kind is np.uint16 else 1)).astype(kind))
+    scan, geometry = _read(tmp_path / "s.tif")
+    assert scan.state is state
+    assert np.rad2deg(geometry.angle_rad[-1]) == pytest.approx(177)
+
+
+def test_a_stack_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((3, 20, 20), np.float32), photometric="minisblack")
+    with pytest.raises(Unsupported, match="a TIFF stack of 3 images"):
+        read(tmp_path / "s.tif")
+
+
+def test_a_colour_image_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((20, 20, 3), np.uint8), photometric="rgb")
+    with pytest.raises(Unsupported, match=r"shape \(20, 20, 3\)"):
+        read(tmp_path / "s.tif")
+
+
+def test_a_tiny_image_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((4, 20), np.float32))
+    with pytest.raises(BadInput, match="4 x 20 is too small"):
+        read(tmp_path / "s.tif")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_file_cut_short_is_refused(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(path, _discs(np.arange(90.0)).astype(np.float32))
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(BadInput, match=r"s\.tif: the TIFF file is damaged"):
+        read(path)
+
+
+def test_angles_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", _discs(np.arange(90.0)).astype(np.float32))
+    with pytest.raises(BadInput, match="a span of zero"):
+        read(tmp_path / "s.tif", known=Known(angles=AngleRange(5.0, 5.0)))
+    with pytest.raises(BadInput, match="angles are not finite"):
+        read(tmp_path / "s.tif", known=Known(angles=AngleRange(0.0, float("nan"))))
+
+
+def test_a_picture_beside_a_scan_is_no_second_scan(tmp_path: Path) -> None:
+    (tmp_path / "scan.hdr").write_text("# Dimensions\n1 8 8 1 \n")
+    (tmp_path / "scan.cfl").write_bytes(np.ones(64, "<c8").tobytes())
+    tifffile.imwrite(tmp_path / "picture.tif", np.zeros((20, 20), np.float32))
+    assert read(tmp_path).path.name == "scan.cfl"
+
+
+def test_read_wood(shared_data: Path) -> None:
+    scan, geometry = _read(shared_data / "ct-wood-neutron-sino" / "woodsino_0200.tif")
+    assert (scan.shape, scan.state) == ((625, 1, 577), DataState.ATTENUATION)
+    # the mirror image of a view lies 312.6 views later: a full turn takes 625 steps
+    assert np.rad2deg(geometry.angle_rad[[0, -1]]) == pytest.approx([0.0, 360.0 * 624 / 625])
+    known = Known(angles=AngleRange(0.0, 360.0, inclusive=True))
+    assert find_centre(_read(scan.path, known)[0]).centre_px == pytest.approx(284.1, abs=0.6)
+
+
+_EACH_IN_TURN = """
+import sys
+from pathlib import Path
+from equipoise_engine.errors import EquipoiseError
+from equipoise_engine.formats import read
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        print("read", path.name, read(path).shape)
+    except EquipoiseError as error:
+        assert path.name in error.message, error.message
+        print("refused", path.name, error.message)
+"""
+
+
+def test_read_survives_malformed_tiff(shared_data: Path) -> None:
+    folder = shared_data / "hard-tiff"
+    done = subprocess.run(
+        [sys.executable, "-c", _EACH_IN_TURN, str(folder)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sum(line.startswith(("read ", "refused ")) for line in done.stdout.splitlines()) == len(
+        list(folder.iterdir())
+    )

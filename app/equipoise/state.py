@@ -32,9 +32,16 @@ from equipoise_engine.protocol import (
 
 METHOD_NAMES = {
     "fbp": "FBP",
+    "fdk": "FDK",
     "cgls": "CGLS",
+    "sirt": "SIRT",
     "tv": "TV",
+    "wavelet": "Wavelets",
     "zerofilled": "Zero-filled",
+    "gridding": "Gridding",
+    "grappa": "GRAPPA",
+    "homodyne": "Homodyne",
+    "pocs": "POCS",
     "sense": "CG-SENSE",
     "deq": "Equilibrium",
 }
@@ -540,6 +547,10 @@ def _label(state: State, settings: ReconstructSettings) -> str:
     name = METHOD_NAMES.get(settings.method, settings.method)
     if settings.method == "deq" and settings.model is not None:
         name += " (adapted)"
+    if settings.weighting:
+        name += f", {settings.weighting}"
+    if settings.subsets > 1:
+        name += f", {settings.subsets} subsets"
     if settings.views_every > 1:
         name += f", 1/{settings.views_every} views"
     if settings.accelerate > 1:

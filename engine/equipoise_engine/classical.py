@@ -1,15 +1,24 @@
-"""The classical iterative methods that every learned result is shown beside: CGLS, CG-SENSE, TV and wavelets."""
+"""The classical iterative methods that every learned result is shown beside: CGLS, CG-SENSE, TV and wavelets.
+
+Images are slices `(batch, y, x)`, volumes `(batch, z, y, x)` or sets of coil images `(batch, set, y, x)`; what is said
+of `(batch, *domain)` holds for all of them. The algebraic methods stand in `algebraic`, TV with other data terms in
+`primal_dual`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pywt
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from equipoise_engine.errors import BadInput
 from equipoise_engine.operators import Physics, norms, operator_norm
 from equipoise_engine.progress import Progress, Watch, unwatched
 from equipoise_engine.solve import Outcome
@@ -22,7 +31,7 @@ class Reconstructed:
     Parameters
     ----------
     image
-        `(batch, y, x)`.
+        `(batch, *domain)`.
     outcome
         The worst in the batch.
     steps
@@ -39,11 +48,63 @@ def data_residual(physics: Physics, image: Tensor, y: Tensor) -> Tensor:
     return norms(physics.forward(image) - y) / norms(y).clamp(min=torch.finfo(torch.float64).tiny)
 
 
+def counts_weights(y: Tensor, *, saturation: float = math.inf) -> Tensor:
+    """Return the statistical weight of each ray, shaped as y `(batch, view, ...)`, with mean one in each sample.
+
+    A ray that N photons of N0 come through has a line integral of log(N0 / N), whose variance is about 1 / N: the
+    weights are proportional to exp(-y). Rays without any count, which are not finite or reach `saturation`, weigh
+    nothing.
+
+    Source: K. Sauer and C. Bouman 1993, doi:10.1109/78.193196.
+    """
+    counted = torch.isfinite(y) & (y < saturation)
+    flat = torch.where(counted, y, math.inf).reshape(y.shape[0], -1)
+    # relative to the brightest ray, so that nothing overflows
+    brightest = flat.amin(dim=1, keepdim=True)
+    weights = torch.exp(torch.where(torch.isfinite(brightest), brightest, 0.0) - flat)
+    mean = weights.mean(dim=1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
+    return (weights / mean).reshape(y.shape)
+
+
+def usable(y: Tensor, weights: Tensor | None) -> Tensor:
+    """Return y with zeros where it weighs nothing, so that a value that is not finite does no harm there.
+
+    Raises
+    ------
+    BadInput
+        The weights do not have the shape of y, or one is negative or not finite.
+    """
+    if weights is None:
+        return y
+    if weights.shape != y.shape:
+        raise BadInput(f"weights of shape {tuple(weights.shape)} do not fit measurements {tuple(y.shape)}")
+    if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+        raise BadInput("a weight is negative or not finite", "Weights are numbers from 0 on.")
+    return torch.where(weights > 0, y, 0.0)
+
+
+def along_batch(values: Tensor, like: Tensor) -> Tensor:
+    """Return values `(batch,)` in the precision of `like (batch, ...)` and shaped to be multiplied with it."""
+    return values.to(like.real.dtype).reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def space_axes(physics: Physics) -> int:
+    """Return how many trailing axes of an image are space: all of CT, two of MRI, whose images may come in sets."""
+    return 2 if physics.complex_image else len(physics.domain)
+
+
 @torch.no_grad()
 def conjugate_gradients(
-    physics: Physics, y: Tensor, *, damping: float, tolerance: float, max_steps: int, watch: Watch = unwatched
+    physics: Physics,
+    y: Tensor,
+    *,
+    damping: float,
+    tolerance: float,
+    max_steps: int,
+    weights: Tensor | None = None,
+    watch: Watch = unwatched,
 ) -> Reconstructed:
-    """Minimise ||A x - y||^2 + damping^2 ||A||^2 ||x||^2 by conjugate gradients on the normal equations, from zero.
+    """Minimise ||A x - y||_V^2 + damping^2 ||A||_V^2 ||x||^2 by conjugate gradients on the normal equations, from zero.
 
     With damping zero this is CGLS (M. R. Hestenes and E. Stiefel 1952, doi:10.6028/jres.049.044), whose early
     iterates are the regularised ones; with coil maps in A it is CG-SENSE (K. P. Pruessmann et al. 2001,
@@ -56,30 +117,38 @@ def conjugate_gradients(
     damping
         Relative to the largest singular value of A.
     tolerance
-        A sample has converged once ||A^H (A x - y) + ...|| is below this multiple of its first value.
+        A sample has converged once ||A^H V (A x - y) + ...|| is below this multiple of its first value.
+    weights
+        Diagonal of V, shaped as y; None takes the identity.
     watch
         Called after each step; the fixed-point residual is the relative change ||x_k+1 - x_k|| / ||x_k+1||.
     """
-    ahy = physics.adjoint(y)
+    y = usable(y, weights)
+
+    def weighted(residual: Tensor) -> Tensor:
+        return residual if weights is None else weights * residual
+
+    ahy = physics.adjoint(weighted(y))
     square = 0.0
     if damping > 0:
-        square = damping**2 * operator_norm(lambda v: physics.adjoint(physics.forward(v)), ahy, steps=8)
+        square = damping**2 * operator_norm(lambda v: physics.adjoint(weighted(physics.forward(v))), ahy, steps=8)
     x = torch.zeros_like(ahy)
     gradient = ahy
     direction = gradient
     size = norms(gradient) ** 2
     first = size.clamp(min=torch.finfo(torch.float64).tiny)
-    wide = (-1, 1, 1)
     outcome, step = Outcome.MAX_STEPS, 0
     projected = torch.zeros_like(y)
+    scale = norms(y).clamp(min=torch.finfo(torch.float64).tiny)
     while step < max_steps:
         measured = physics.forward(direction)
-        curvature = norms(measured) ** 2 + square * norms(direction) ** 2
+        seen = measured if weights is None else weights.sqrt() * measured
+        curvature = norms(seen) ** 2 + square * norms(direction) ** 2
         length = torch.where(curvature > 0, size / curvature.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
-        move = length.to(x.real.dtype).reshape(wide) * direction
+        move = along_batch(length, x) * direction
         x = x + move
-        projected = projected + length.to(x.real.dtype).reshape(-1, *([1] * (y.ndim - 1))) * measured
-        gradient = physics.adjoint(y - projected) - square * x
+        projected = projected + along_batch(length, projected) * measured
+        gradient = physics.adjoint(weighted(y - projected)) - square * x
         following = norms(gradient) ** 2
         step += 1
         change = norms(move) / norms(x).clamp(min=torch.finfo(torch.float64).tiny)
@@ -90,7 +159,7 @@ def conjugate_gradients(
                 max_steps,
                 iterate=x,
                 fixed_point_residual=change,
-                data_residual=norms(projected - y) / norms(y).clamp(min=torch.finfo(torch.float64).tiny),
+                data_residual=norms(usable(projected - y, weights)) / scale,
             )
         )
         if not bool(torch.isfinite(following).all()):
@@ -99,14 +168,14 @@ def conjugate_gradients(
         if bool((following <= tolerance**2 * first).all()):
             outcome = Outcome.CONVERGED
             break
-        direction = gradient + torch.where(size > 0, following / size, 0.0).to(x.real.dtype).reshape(wide) * direction
+        direction = gradient + along_batch(torch.where(size > 0, following / size, 0.0), x) * direction
         size = following
     return Reconstructed(x, outcome, step)
 
 
 @torch.no_grad()
 def starting_image(physics: Physics, y: Tensor) -> Tensor:
-    """Return where an iteration starts `(batch, y, x)`, a function of y alone.
+    """Return where an iteration starts `(batch, *domain)`, a function of y alone.
 
     The analytic image; for a truncated object the eighth iterate of CGLS, whose level is right where that of the
     analytic image is not.
@@ -143,12 +212,18 @@ def total_variation(
     watch
         Called after each step; the fixed-point residual is the relative change of the image.
 
+    Raises
+    ------
+    BadInput
+        Complex images cannot be nonnegative.
+
     Source: A. Beck and M. Teboulle 2009, doi:10.1109/TIP.2009.2028245, with the restart of B. O'Donoghue and E.
     Candes 2015, doi:10.1007/s10208-013-9150-3.
     """
+    check_sign(physics, nonnegative)
     x = starting_image(physics, y)
     level = strength * norms(x) / math.sqrt(math.prod(physics.domain))
-    dual = torch.zeros((2, *x.shape), dtype=x.dtype, device=x.device)
+    dual = torch.zeros((space_axes(physics), *x.shape), dtype=x.dtype, device=x.device)
 
     def prox(target: Tensor) -> Tensor:
         nonlocal dual
@@ -190,19 +265,21 @@ def wavelet(
     2003, doi:10.1109/TIP.2003.814255.
     """
     x = starting_image(physics, y)
-    level = (strength * norms(x) / math.sqrt(math.prod(physics.domain))).to(x.real.dtype).reshape(-1, 1, 1)
+    level = along_batch(strength * norms(x) / math.sqrt(math.prod(physics.domain)), x)
     generator = torch.Generator().manual_seed(seed)
-    rows, columns = physics.domain
+    axes = tuple(range(-space_axes(physics), 0))
+    space = physics.domain[axes[0] :]
     # few enough coarse coefficients, which are free, that any sampling sees them
-    levels = max(1, int(math.log2(min(rows, columns))) - 2)
+    levels = max(1, int(math.log2(min(space))) - 2)
     block = 2**levels
+    padding = [amount for size in reversed(space) for amount in (0, -size % block)]
+    inside: tuple[Any, ...] = (..., *(slice(size) for size in space))
 
     def prox(target: Tensor) -> Tensor:
-        shift = torch.randint(block, (2,), generator=generator).tolist()
-        padded = torch.nn.functional.pad(target, (0, -columns % block, 0, -rows % block))
-        moved = torch.roll(padded, shift, (-2, -1))
-        shrunk = torch.roll(_shrink_details(moved, level, levels), [-s for s in shift], (-2, -1))
-        return shrunk[..., :rows, :columns]
+        shift = torch.randint(block, (len(space),), generator=generator).tolist()
+        moved = torch.roll(torch.nn.functional.pad(target, padding), shift, axes)
+        shrunk = torch.roll(_shrink_details(moved, level, levels, axes), [-s for s in shift], axes)
+        return shrunk[inside]
 
     return _accelerated(physics, y, x, prox, tolerance, max_steps, watch)
 
@@ -218,19 +295,26 @@ def _accelerated(
 ) -> Reconstructed:
     """Iterate x = prox(x - A^H W (A x - y)) with momentum, restarted where it points uphill."""
     ahead, momentum = x, 1.0
+    # A is applied to each new image once: what it gives of the point ahead is a combination of two images'
+    seen = physics.forward(x)
+    ahead_seen = seen
+    size = norms(y).clamp(min=torch.finfo(torch.float64).tiny)
     outcome, step = Outcome.MAX_STEPS, 0
     while step < max_steps:
-        following = prox(ahead - physics.gradient(ahead, y))
+        following = prox(ahead - physics.adjoint(physics.weight(ahead_seen - y)))
+        following_seen = physics.forward(following)
         grown = 0.5 * (1 + math.sqrt(1 + 4 * momentum**2))
         turning = torch.sum(((ahead - following).conj() * (following - x)).real) > 0
         if bool(turning):
             grown = 1.0
-        ahead = following + ((momentum - 1) / grown) * (following - x)
+        push = (momentum - 1) / grown
+        ahead = following + push * (following - x)
+        ahead_seen = following_seen + push * (following_seen - seen)
         reached = norms(following)
         # an image without any positive value goes to zero at once: that is a change of one, not an infinite one
         scale = torch.where(reached > 0, reached, norms(x)).clamp(min=torch.finfo(torch.float64).tiny)
         change = norms(following - x) / scale
-        x, momentum = following, grown
+        x, seen, momentum = following, following_seen, grown
         step += 1
         watch(
             Progress(
@@ -239,7 +323,7 @@ def _accelerated(
                 max_steps,
                 iterate=x,
                 fixed_point_residual=change,
-                data_residual=data_residual(physics, x, y),
+                data_residual=norms(seen - y) / size,
             )
         )
         if not bool(torch.isfinite(change).all()):
@@ -251,48 +335,86 @@ def _accelerated(
     return Reconstructed(x, outcome, step)
 
 
+def check_sign(physics: Physics, nonnegative: bool) -> None:
+    """Raise BadInput where a complex image is asked to be nonnegative."""
+    if nonnegative and physics.complex_image:
+        raise BadInput("a complex image cannot be nonnegative", "Allow negative values.")
+
+
+def differences(x: Tensor, axes: int) -> Tensor:
+    """Return forward differences along the last axes `(axes, batch, *domain)`, zero at the last index of each."""
+    field = x.new_zeros((axes, *x.shape))
+    for part, axis in zip(field, range(x.ndim - axes, x.ndim), strict=True):
+        size = x.shape[axis] - 1
+        torch.sub(x.narrow(axis, 1, size), x.narrow(axis, 0, size), out=part.narrow(axis, 0, size))
+    return field
+
+
+def divergence(field: Tensor) -> Tensor:
+    """Return the negative adjoint of `differences` `(batch, *domain)`."""
+    axes = field.shape[0]
+    result = torch.zeros_like(field[0])
+    for part, axis in zip(field, range(result.ndim - axes, result.ndim), strict=True):
+        inner = part.narrow(axis, 0, result.shape[axis] - 1)
+        result.narrow(axis, 0, inner.shape[axis]).add_(inner)
+        result.narrow(axis, 1, inner.shape[axis]).sub_(inner)
+    return result
+
+
+def lengths(field: Tensor) -> Tensor:
+    """Return the Euclidean lengths `(batch, *domain)`, real, of vectors `(axes, batch, *domain)`."""
+    # components first; complex ones have two more
+    parts = torch.view_as_real(field).movedim(-1, 0).flatten(0, 1) if field.is_complex() else field
+    squares = parts[0].square()
+    for part in parts[1:]:
+        squares.addcmul_(part, part)
+    return squares.sqrt_()
+
+
 def _total_variation_prox(
     target: Tensor, level: Tensor, dual: Tensor, nonnegative: bool, steps: int = 10
 ) -> tuple[Tensor, Tensor]:
-    """Return argmin 1/2 ||x - target||^2 + level TV(x) and the dual field `(2, batch, y, x)` it starts from next time.
+    """Return argmin 1/2 ||x - target||^2 + level TV(x) and the dual field `(axes, batch, *domain)` it ends with.
 
-    Dual projected gradients (A. Chambolle 2004, doi:10.1023/B:JMIV.0000011325.36760.1e).
+    Dual projected gradients (A. Chambolle 2004, doi:10.1023/B:JMIV.0000011325.36760.1e); the norm of the differences
+    along n axes is at most 2 sqrt(n).
     """
-    strength = level.to(target.real.dtype).reshape(-1, 1, 1)
-    project: Callable[[Tensor], Tensor] = (lambda v: v.clamp(min=0)) if nonnegative else (lambda v: v)
-    safe = strength.clamp(min=torch.finfo(target.real.dtype).tiny)
+    strength = along_batch(level, target)
+    axes = dual.shape[0]
+    length = 4 * axes * strength.clamp(min=torch.finfo(target.real.dtype).tiny)
+    dual = dual.clone()
     for _ in range(steps):
-        x = project(target + strength * _divergence(dual))
-        dual = dual + _differences(x) / (8 * safe)
-        length = torch.sqrt(dual[0].abs() ** 2 + dual[1].abs() ** 2).clamp(min=1.0)
-        dual = dual / length
-    return project(target + strength * _divergence(dual)), dual
+        dual += _divided(differences(_explained(target, strength, dual, nonnegative), axes), length)
+        dual = _divided(dual, lengths(dual).clamp_(min=1.0))
+    return _explained(target, strength, dual, nonnegative), dual
 
 
-def _shrink_details(image: Tensor, level: Tensor, levels: int) -> Tensor:
-    """Return the image `(batch, y, x)` with the magnitudes of its wavelet details lowered by `level (batch, 1, 1)`."""
+def _divided(values: Tensor, divisor: Tensor) -> Tensor:
+    """Return the values divided in place by real numbers, which for complex ones is quicker part by part."""
+    if values.is_complex():
+        torch.view_as_real(values).div_(divisor.unsqueeze(-1))
+        return values
+    return values.div_(divisor)
+
+
+def _explained(target: Tensor, strength: Tensor, dual: Tensor, nonnegative: bool) -> Tensor:
+    """Return the image that belongs to a dual field."""
+    image = divergence(dual).mul_(strength).add_(target)
+    return image.clamp_(min=0) if nonnegative else image
+
+
+def _shrink_details(image: Tensor, level: Tensor, levels: int, axes: tuple[int, ...]) -> Tensor:
+    """Return the image `(batch, *domain)`, its wavelet details lowered in magnitude by `level (batch, 1, ...)`."""
     least = level.cpu().numpy()
-    settings = {"wavelet": "db2", "mode": "periodization", "axes": (-2, -1)}
-    coarse, *details = pywt.wavedec2(image.cpu().numpy(), level=levels, **settings)
-    shrunk = [tuple(pywt.threshold(part, least, mode="soft") for part in scale) for scale in details]
-    restored = pywt.waverec2([coarse, *shrunk], **settings)
+    settings = {"wavelet": "db2", "mode": "periodization", "axes": axes}
+    coarse, *details = pywt.wavedecn(image.cpu().numpy(), level=levels, **settings)
+    shrunk = [{name: _shrunk(part, least) for name, part in scale.items()} for scale in details]
+    restored = pywt.waverecn([coarse, *shrunk], **settings)
     return torch.from_numpy(restored).to(image.device, image.dtype)
 
 
-def _differences(x: Tensor) -> Tensor:
-    """Forward differences `(2, batch, y, x)`, zero at the last row and column."""
-    down = torch.zeros_like(x)
-    across = torch.zeros_like(x)
-    down[:, :-1] = x[:, 1:] - x[:, :-1]
-    across[:, :, :-1] = x[:, :, 1:] - x[:, :, :-1]
-    return torch.stack([down, across])
-
-
-def _divergence(field: Tensor) -> Tensor:
-    """The negative adjoint of `_differences` `(batch, y, x)`."""
-    result = torch.zeros_like(field[0])
-    result[:, :-1] += field[0][:, :-1]
-    result[:, 1:] -= field[0][:, :-1]
-    result[:, :, :-1] += field[1][:, :, :-1]
-    result[:, :, 1:] -= field[1][:, :, :-1]
-    return result
+def _shrunk(values: NDArray[Any], least: NDArray[Any]) -> NDArray[Any]:
+    """Return the values with their magnitudes lowered, at most to zero; zeros, too, stay zero."""
+    magnitude = np.abs(values)
+    cut = np.divide(least, magnitude, out=np.ones_like(magnitude), where=magnitude > least)
+    return np.asarray(values * (1 - cut))

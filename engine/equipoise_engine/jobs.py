@@ -20,10 +20,11 @@ from equipoise_engine import __version__, protocol
 from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match, MriAcquisition, content_hash
 from equipoise_engine.errors import BadInput
 from equipoise_engine.finetune import TrainSettings, draw_from, finetune
-from equipoise_engine.formats import read
+from equipoise_engine.formats import Known, read
 from equipoise_engine.formats.dicom import write_dicom
 from equipoise_engine.formats.nexus import write_hdf5
 from equipoise_engine.formats.tiff import write_tiff
+from equipoise_engine.geometry import Cartesian, ConeBeam, CtGeometry, FanBeam, ParallelBeam
 from equipoise_engine.identifiability import information
 from equipoise_engine.measured import Measured, Undersampling, is_truncated, measure
 from equipoise_engine.methods import is_direct, methods_for, run, with_defaults
@@ -52,15 +53,15 @@ class StopAndKeep(Cancelled):
 def open_scan(request: protocol.Open, store: Store, emit: Emit, watch: Watch) -> None:
     """Read a scan, find its rotation centre where it has none, keep it in the store and emit `Opened`."""
     key = store.new_id("scan")
-    scan = open_path(Path(request.path), request.centre_px, watch)
+    scan = open_path(Path(request.path), Known(centre_px=request.centre_px), watch)
     store.put_scan(key, scan)
     emit(protocol.Opened(facts=scan_facts(key, scan)))
 
 
-def open_path(path: Path, centre_px: float | None, watch: Watch) -> Acquisition:
+def open_path(path: Path, known: Known, watch: Watch) -> Acquisition:
     """Return the scan at `path` with a known rotation centre. Raises BadInput or Unsupported."""
     watch(Progress("read", 1, 2))
-    scan = read(path, centre_px=centre_px)
+    scan = read(path, known=known)
     watch(Progress("centre", 2, 2))
     if isinstance(scan, CtAcquisition) and scan.geometry.centre_px is None:
         found = find_centre(scan)
@@ -70,9 +71,9 @@ def open_path(path: Path, centre_px: float | None, watch: Watch) -> Acquisition:
             matched=(*scan.matched, Match("rotation centre", "found in the projections", (), found.text)),
         )
     if isinstance(scan, CtAcquisition):
-        chosen = np.unique(np.linspace(0, scan.slices - 1, 5).round().astype(int))
+        chosen = np.unique(np.linspace(0, scan.shape[1] - 1, 5).round().astype(int))
         sample = np.concatenate([attenuation(scan, slice(row, row + 1)) for row in chosen])
-        scan = replace(scan, geometry=replace(scan.geometry, truncated=is_truncated(sample)))
+        scan = replace(scan, geometry=replace(scan.geometry, truncated=is_truncated(sample, scan.geometry)))
     return scan
 
 
@@ -127,10 +128,14 @@ def reconstruct(request: protocol.Reconstruct, store: Store, emit: Emit, watch: 
     newest: np.ndarray[Any, np.dtype[np.float32]] | None = None
     steps, residual = 0, math.nan
 
+    # all slices of a cone beam are made at once
+    together = isinstance(scan.geometry, ConeBeam)
+    batches = [(first, last)] if together else _batches(first, last, preview)
+
     def watch_preview(progress: Progress) -> None:
         nonlocal newest, steps, residual
         if progress.iterate is not None and progress.data_residual is not None:
-            newest = progress.iterate[0].numpy()
+            newest = progress.iterate[preview if together else 0].numpy()
             steps, residual = progress.step, float(progress.data_residual[0])
             store.add_iterate(name, steps, newest)
             change = 0.0 if progress.fixed_point_residual is None else float(progress.fixed_point_residual[0])
@@ -141,20 +146,22 @@ def reconstruct(request: protocol.Reconstruct, store: Store, emit: Emit, watch: 
     outcomes: list[str] = []
     residuals: list[float] = []
     try:
-        for start, end in _batches(first, last, preview):
-            observed = watch_preview if start == preview and not direct else watch
+        for start, end in batches:
+            looked_at = start <= preview < end
+            observed = watch_preview if looked_at and not direct else watch
             done = run(scan, slice(start, end), settings, model, device, observed)
             pieces[start] = done.image.numpy()
             outcomes.append(done.outcome)
             residuals.extend(done.data_residual.tolist())
-            if start == preview:
+            if looked_at:
                 steps = done.iterations
                 if direct:
                     # the one image of a direct method can be looked at while the other slices follow
-                    store.add_iterate(name, 1, pieces[start][0])
+                    store.add_iterate(name, 1, pieces[start][preview - start])
                     emit(protocol.Step(run=name, step=1, data_residual=residuals[0], fixed_point_residual=0.0))
-            emit(protocol.Working(stage="slices", done=len(residuals), total=last - first))
-            watch(Progress("slices", len(residuals), last - first))
+            finished = sum(len(piece) for piece in pieces.values())
+            emit(protocol.Working(stage="slices", done=finished, total=last - first))
+            watch(Progress("slices", finished, last - first))
     except StopAndKeep:
         if newest is None and preview in pieces:
             newest, residual = pieces[preview][0], residuals[0]
@@ -233,9 +240,10 @@ def adapt(
     """
     if not scans:
         raise BadInput("there is no scan to adapt to", "Open a scan first.")
-    modalities = {methods_for(scan) for scan in scans}
-    if len(modalities) > 1:
+    if len({type(scan) for scan in scans}) > 1:
         raise BadInput("CT and MRI scans cannot be adapted to together", "Choose scans of one kind.")
+    if any(isinstance(scan.geometry, ConeBeam) for scan in scans):
+        raise BadInput("the equilibrium model works slice by slice and cannot be adapted to a cone-beam scan")
     if not out.parent.is_dir():
         raise BadInput(f"the folder {out.parent} of the weights does not exist", "Choose another folder.")
     if settings.steps <= 0 and not 0 < settings.minutes < math.inf:
@@ -415,7 +423,7 @@ def voxel_size(scan: Acquisition, shape: tuple[int, ...]) -> tuple[float, float,
     """Return the voxel size `(slice, y, x)` in mm of images `(y, x)` of a scan."""
     match scan:
         case CtAcquisition():
-            return (scan.geometry.pixel_mm,) * 3
+            return (scan.geometry.image_pixel_mm,) * 3
         case MriAcquisition():
             high, wide = scan.geometry.field_of_view_mm
             return scan.geometry.slice_mm, high / shape[0], wide / shape[1]
@@ -522,9 +530,9 @@ def _ct_geometry(scan: CtAcquisition) -> tuple[tuple[str, str], ...]:
     geometry = scan.geometry
     degrees = np.degrees(geometry.angle_rad)
     centre = "unknown" if geometry.centre_px is None else f"column {geometry.centre_px:.2f}"
-    pixel = f"{geometry.pixel_mm:.6g} mm" if geometry.calibrated else "not given (lengths count pixels)"
+    pixel = f"{geometry.image_pixel_mm:.6g} mm" if geometry.calibrated else "not given (lengths count pixels)"
     return (
-        ("beam", "parallel"),
+        ("beam", _beam(geometry)),
         ("views", f"{degrees.size}"),
         ("angles", f"{degrees.min():.3f} to {degrees.max():.3f} degrees"),
         ("rotation centre", centre),
@@ -534,15 +542,36 @@ def _ct_geometry(scan: CtAcquisition) -> tuple[tuple[str, str], ...]:
     )
 
 
+def _beam(geometry: CtGeometry) -> str:
+    """Return the kind of beam and its lengths, for people."""
+    if isinstance(geometry, ParallelBeam):
+        return "parallel"
+    if isinstance(geometry, FanBeam):
+        kind = f"fan, {geometry.detector} detector"
+    else:
+        kind = "cone"
+    return (
+        f"{kind}; source to axis {geometry.source_axis_mm:.6g} mm, to detector {geometry.source_detector_mm:.6g} mm, "
+        f"element {geometry.pixel_mm:.6g} mm"
+    )
+
+
 def _mri_geometry(scan: MriAcquisition) -> tuple[tuple[str, str], ...]:
     geometry = scan.geometry
-    rows, columns = geometry.sampled.shape
     high, wide = geometry.field_of_view_mm
-    share = float(geometry.sampled.mean())
     extent = f"{high:.6g} x {wide:.6g} mm (y, x)" if geometry.calibrated else "not given (lengths count pixels)"
+    if isinstance(geometry, Cartesian):
+        rows, columns = geometry.sampled.shape
+        share = float(geometry.sampled.mean())
+        sampling = "Cartesian, complete" if share == 1 else f"Cartesian, {100 * share:.0f} % of k-space"
+        matrix = f"{rows} x {columns} (ky, kx)"
+    else:
+        readouts, samples, _ = geometry.trajectory.shape
+        sampling = f"{readouts} readouts of {samples} samples, not on a grid"
+        matrix = f"{geometry.matrix[0]} x {geometry.matrix[1]} (y, x)"
     return (
-        ("sampling", "Cartesian, complete" if share == 1 else f"Cartesian, {100 * share:.0f} % of k-space"),
-        ("matrix", f"{rows} x {columns} (ky, kx)"),
+        ("sampling", sampling),
+        ("matrix", matrix),
         ("coils", f"{scan.shape[1]}"),
         ("slices", f"{scan.shape[0]}"),
         ("field of view", extent),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,12 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equipoise_engine.acquisition import Acquisition, CtAcquisition, MriAcquisition
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.cone import ConeBeamPhysics, natural_shape
+from equipoise_engine.ct import TomographyPhysics, natural_size
 from equipoise_engine.errors import BadInput
-from equipoise_engine.mri import CartesianPhysics, undersampling_mask
+from equipoise_engine.fbp import is_offset
+from equipoise_engine.geometry import Cartesian, ConeBeam, CtGeometry, NonCartesian
+from equipoise_engine.mri import CartesianPhysics, centred_ifft, undersampling_mask
+from equipoise_engine.noncartesian import NonCartesianPhysics, calibration_kspace, noncartesian_maps
 from equipoise_engine.operators import Physics
 from equipoise_engine.preprocess.attenuation import attenuation
-from equipoise_engine.preprocess.coils import coil_maps
+from equipoise_engine.preprocess.coils import calibration_size, coil_map_sets, coil_maps, walsh_maps
+from equipoise_engine.preprocess.compression import compression
+from equipoise_engine.preprocess.whitening import noise_covariance, whitened, whitening_matrix
+from equipoise_engine.projection.projector import Footprint
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,32 @@ class Undersampling:
 
     views_every: int = 1
     accelerate: int = 1
+
+
+CoilMaps = Literal["espirit", "espirit-2", "walsh"]
+
+
+@dataclass(frozen=True)
+class Modelling:
+    """How the physics of a scan is modelled.
+
+    Parameters
+    ----------
+    footprint
+        How a pixel meets a ray (CT): "joseph" interpolates along lines, "strip" averages over the width of an element.
+    coil_maps
+        Where coil sensitivities come from (MRI): "espirit", "espirit-2" with two sets for an object that wraps around
+        its field of view (Cartesian), or "walsh".
+    virtual_coils
+        Number of coils that k-space is compressed to (MRI); 0 keeps all.
+    prewhiten
+        Whether the noise of the coils is made equal and independent first, as estimated at the edge of k-space (MRI).
+    """
+
+    footprint: Footprint = "joseph"
+    coil_maps: CoilMaps = "espirit"
+    virtual_coils: int = 0
+    prewhiten: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,70 +100,140 @@ class Measured:
 
 
 def measure(
-    scan: Acquisition, slices: slice, device: torch.device, undersampling: Undersampling | None = None
+    scan: Acquisition,
+    slices: slice,
+    device: torch.device,
+    undersampling: Undersampling | None = None,
+    modelling: Modelling | None = None,
 ) -> Measured:
-    """Return prepared measurements of the slices, undersampled where asked.
+    """Return prepared measurements of the slices, undersampled where asked; of a cone beam, of all of them.
 
     Raises
     ------
     BadInput
         The undersampling does not fit the scan, the rotation centre is unknown, or the values cannot be used.
     """
-    wanted = undersampling or Undersampling()
+    wanted, model = undersampling or Undersampling(), modelling or Modelling()
     match scan:
         case CtAcquisition():
-            return _measure_ct(scan, slices, device, wanted)
+            return _measure_ct(scan, slices, device, wanted, model)
         case MriAcquisition():
-            return _measure_mri(scan, slices, device, wanted)
+            return _measure_mri(scan, slices, device, wanted, model)
 
 
-def kspace_of(scan: MriAcquisition, slices: slice, undersampling: Undersampling) -> tuple[Tensor, Tensor]:
-    """Return undersampled k-space `(slice, coil, ky, kx)` complex64 and its mask `(ky, kx)` bool.
+def kspace_of(
+    scan: MriAcquisition, slices: slice, undersampling: Undersampling, modelling: Modelling | None = None
+) -> tuple[Tensor, Cartesian | NonCartesian]:
+    """Return undersampled k-space `(slice, coil, ...)` complex64, and where it was sampled.
+
+    Of Cartesian k-space `(slice, coil, ky, kx)` what is left out is zero; of other sampling, readouts are left out.
+    Whitening and compression of the coils go by each slice alone, so that no slice depends on which others are made.
 
     Raises
     ------
     BadInput
-        The acceleration does not fit the scan, or values are not finite.
+        The acceleration does not fit the scan, values are not finite, or the coils cannot be whitened or compressed.
     """
     if undersampling.views_every != 1:
         raise BadInput("an MRI scan has no views to leave out", "Use an acceleration instead.")
+    model = modelling or Modelling()
     kspace = np.asarray(scan.kspace[slices], dtype=np.complex64)
     if not np.isfinite(kspace).all():
         first = [int(i) for i in np.argwhere(~np.isfinite(kspace))[0]]
+        axes = "ky, kx" if isinstance(scan.geometry, Cartesian) else "readout, sample"
         raise BadInput(
             f"{scan.path.name}: {int((~np.isfinite(kspace)).sum())} k-space values are not finite, the first at "
-            f"(slice, coil, ky, kx) = {first}"
+            f"(slice, coil, {axes}) = {first}"
         )
-    mask = scan.geometry.sampled
-    if undersampling.accelerate != 1:
-        mask = undersampling_mask(mask, undersampling.accelerate, phase_axis=scan.geometry.phase_axis)
-    return torch.from_numpy(kspace * mask), torch.from_numpy(np.ascontiguousarray(mask))
+    step = undersampling.accelerate
+    geometry: Cartesian | NonCartesian
+    match scan.geometry:
+        case Cartesian(sampled=mask, phase_axis=axis):
+            if step != 1:
+                mask = undersampling_mask(mask, step, phase_axis=axis)
+            geometry = replace(scan.geometry, sampled=np.ascontiguousarray(mask))
+            kspace = kspace * mask
+        case NonCartesian(trajectory=trajectory, density=density):
+            largest = max(1, trajectory.shape[0] // 2)
+            if not 1 <= step <= largest:
+                raise BadInput(f"acceleration {step} is outside 1 to {largest} for {trajectory.shape[0]} readouts")
+            kept = density if density is None else np.ascontiguousarray(density[::step])
+            geometry = replace(scan.geometry, trajectory=np.ascontiguousarray(trajectory[::step]), density=kept)
+            kspace = kspace[:, :, ::step]
+    if model.prewhiten or model.virtual_coils:
+        kspace = np.stack([_combined_coils(one, geometry, model) if one.any() else one for one in kspace])
+    return torch.from_numpy(np.ascontiguousarray(kspace)), geometry
 
 
-def _measure_ct(scan: CtAcquisition, slices: slice, device: torch.device, wanted: Undersampling) -> Measured:
+def _combined_coils(
+    kspace: NDArray[np.complex64], geometry: Cartesian | NonCartesian, model: Modelling
+) -> NDArray[np.complex64]:
+    """Return k-space `(coil, ...)` of one slice with whitened coils, or fewer of them."""
+    if model.prewhiten:
+        outer = kspace[:, _outermost(geometry).numpy()]
+        kspace = whitened(kspace, whitening_matrix(noise_covariance(outer)), axis=0)
+    if model.virtual_coils:
+        kspace = compression(kspace, virtual_coils=model.virtual_coils).apply(kspace, axis=0)
+    return kspace.astype(np.complex64)
+
+
+def coil_images(kspace: Tensor, geometry: Cartesian | NonCartesian) -> Tensor:
+    """Return an image of each coil `(slice, coil, y, x)`, complex, by one transform of k-space `(slice, coil, ...)`."""
+    if isinstance(geometry, Cartesian):
+        return centred_ifft(kspace)
+    alone = torch.ones((1, 1, *geometry.matrix), dtype=kspace.dtype, device=kspace.device)
+    images = NonCartesianPhysics(alone, geometry).analytic(kspace.reshape(-1, 1, *kspace.shape[2:]))
+    return images.reshape(*kspace.shape[:2], *geometry.matrix)
+
+
+def _measure_ct(
+    scan: CtAcquisition, slices: slice, device: torch.device, wanted: Undersampling, model: Modelling
+) -> Measured:
     if wanted.accelerate != 1:
         raise BadInput("a CT scan has no phase-encoding lines to leave out", "Leave out views instead.")
     views = scan.projections.shape[0]
     largest = max(1, views // 2)
     if not 1 <= wanted.views_every <= largest:
         raise BadInput(f"every {wanted.views_every}-th of {views} views: the step must lie in 1 to {largest}")
-    sinograms = attenuation(scan, slices)[:, :: wanted.views_every]
     angles = scan.geometry.angle_rad[:: wanted.views_every]
-    columns = sinograms.shape[-1]
-    size = columns + 2 * (columns // 4) if scan.geometry.truncated else columns
-    physics = ParallelBeamPhysics(replace(scan.geometry, angle_rad=angles), columns, size)
-    y = torch.from_numpy(np.ascontiguousarray(sinograms)).to(device)
+    geometry = replace(scan.geometry, angle_rad=angles)
+    rows = slice(None) if isinstance(geometry, ConeBeam) else slices
+    sinograms = np.ascontiguousarray(attenuation(scan, rows)[:, :: wanted.views_every])
+    y = torch.from_numpy(sinograms).to(device)
+    physics: Physics
+    if isinstance(geometry, ConeBeam):
+        y = y.movedim(0, 1)[None].contiguous()
+        physics = _cone_physics(geometry, scan.shape[1], scan.shape[2])
+    else:
+        columns = sinograms.shape[-1]
+        size = natural_size(geometry, columns) + (2 * (columns // 4) if geometry.truncated else 0)
+        physics = TomographyPhysics(geometry, columns, size, footprint=model.footprint)
     return Measured(y, physics, _equal_step(angles), sinogram_noise(sinograms))
 
 
-def is_truncated(sinograms: NDArray[np.float32]) -> bool:
-    """Whether the object outreaches the detector: an edge of `(slice, view, column)` sees over 10 % of the peak."""
+def _cone_physics(geometry: ConeBeam, rows: int, columns: int) -> ConeBeamPhysics:
+    if not geometry.truncated:
+        return ConeBeamPhysics(geometry, (rows, columns))
+    slices, high, wide = natural_shape(geometry, (rows, columns), geometry.image_pixel_mm)
+    margin = 2 * (columns // 4)
+    return ConeBeamPhysics(geometry, (rows, columns), (slices, high + margin, wide + margin))
+
+
+def is_truncated(sinograms: NDArray[np.float32], geometry: CtGeometry) -> bool:
+    """Whether the object outreaches the detector: an edge of `(slice, view, column)` sees over 10 % of the peak.
+
+    Where the axis is off the middle of a full turn, the other side measures what is beyond the nearer edge.
+    """
     sinograms = sinograms[sinograms.any(axis=(1, 2))]
     if sinograms.size == 0:
         return False
     edge = max(1, sinograms.shape[-1] // 50)
     peak = float(np.median(sinograms.max(axis=-1)))
     left, right = np.median(sinograms[..., :edge]), np.median(sinograms[..., -edge:])
+    columns = sinograms.shape[-1]
+    if is_offset(geometry, columns):
+        assert geometry.centre_px is not None
+        return bool((right if geometry.centre_px < (columns - 1) / 2 else left) > 0.1 * peak)
     return bool(max(left, right) > 0.1 * peak)
 
 
@@ -144,8 +248,8 @@ def sinogram_noise(sinograms: NDArray[np.float32]) -> float:
     return float(np.median(np.abs(diagonal)) / 0.6745) if diagonal.size else 0.0
 
 
-def kspace_noise(kspace: Tensor, mask: Tensor) -> float:
-    """Return the standard deviation of real and imaginary part of the noise in k-space `(slice, coil, ky, kx)`.
+def kspace_noise(kspace: Tensor, geometry: Cartesian | NonCartesian) -> float:
+    """Return the standard deviation of real and imaginary part of the noise in k-space `(slice, coil, ...)`.
 
     From the median magnitude of the sampled outermost tenth of positions, where there is hardly any signal; empty
     slices are left out.
@@ -153,12 +257,21 @@ def kspace_noise(kspace: Tensor, mask: Tensor) -> float:
     filled = kspace[kspace.abs().amax(dim=(1, 2, 3)) > 0]
     if filled.shape[0] == 0:
         return 0.0
-    rows, columns = mask.shape
-    y = (torch.arange(rows) - rows // 2) / (rows / 2)
-    x = (torch.arange(columns) - columns // 2) / (columns / 2)
-    radius = torch.sqrt(y[:, None] ** 2 + x[None, :] ** 2)
-    outer = mask & (radius >= torch.quantile(radius[mask], 0.9))
-    return float(filled[..., outer].abs().median()) / math.sqrt(2 * math.log(2))
+    return float(filled[..., _outermost(geometry)].abs().median()) / math.sqrt(2 * math.log(2))
+
+
+def _outermost(geometry: Cartesian | NonCartesian) -> Tensor:
+    """Return which samples are among the outermost tenth, bool, shaped as the samples of a coil."""
+    if isinstance(geometry, Cartesian):
+        mask = torch.from_numpy(geometry.sampled)
+        rows, columns = mask.shape
+        y = (torch.arange(rows) - rows // 2) / (rows / 2)
+        x = (torch.arange(columns) - columns // 2) / (columns / 2)
+        radius = torch.sqrt(y[:, None] ** 2 + x[None, :] ** 2)
+    else:
+        radius = torch.from_numpy(np.linalg.norm(geometry.trajectory / (0.5 * np.array(geometry.matrix)), axis=-1))
+        mask = torch.ones_like(radius, dtype=torch.bool)
+    return mask & (radius >= torch.quantile(radius[mask], 0.9))
 
 
 def _equal_step(angles: NDArray[np.float64]) -> float | None:
@@ -169,15 +282,52 @@ def _equal_step(angles: NDArray[np.float64]) -> float | None:
     return usual
 
 
-def _measure_mri(scan: MriAcquisition, slices: slice, device: torch.device, wanted: Undersampling) -> Measured:
-    kspace, mask = kspace_of(scan, slices, wanted)
-    maps = torch.stack([_maps(one, mask) for one in kspace])
-    physics = CartesianPhysics(maps, mask).to(device)
-    return Measured(kspace.to(device), physics, noise=kspace_noise(kspace, mask))
+def _measure_mri(
+    scan: MriAcquisition, slices: slice, device: torch.device, wanted: Undersampling, model: Modelling
+) -> Measured:
+    kspace, geometry = kspace_of(scan, slices, wanted, model)
+    maps = torch.stack([_maps(one, geometry, model) for one in kspace])
+    physics: Physics
+    if isinstance(geometry, Cartesian):
+        physics = CartesianPhysics(maps, torch.from_numpy(geometry.sampled))
+    else:
+        physics = NonCartesianPhysics(maps, geometry)
+    return Measured(kspace.to(device), physics.to(device), noise=kspace_noise(kspace, geometry))
 
 
-def _maps(kspace: Tensor, mask: Tensor) -> Tensor:
-    """Return coil maps `(coil, y, x)`; a slice without any signal, as beyond the object, has equal ones."""
+def _maps(kspace: Tensor, geometry: Cartesian | NonCartesian, model: Modelling) -> Tensor:
+    """Return coil maps `(coil, y, x)`, or two sets of them; a slice without any signal has equal ones."""
+    shape = geometry.sampled.shape if isinstance(geometry, Cartesian) else geometry.matrix
+    coils = kspace.shape[0]
+    two = model.coil_maps == "espirit-2"
+    if two and not isinstance(geometry, Cartesian):
+        raise BadInput("two sets of coil maps are there for Cartesian sampling only", "Choose espirit or walsh.")
     if not bool(kspace.any()):
-        return torch.full_like(kspace, 1 / math.sqrt(kspace.shape[0]))
-    return torch.from_numpy(coil_maps(kspace.numpy(), mask.numpy()))
+        return torch.full(((2,) if two else ()) + (coils, *shape), 1 / math.sqrt(coils), dtype=kspace.dtype)
+    if model.coil_maps == "walsh":
+        return torch.from_numpy(walsh_maps(_blurred_images(kspace, geometry).numpy()))
+    if not isinstance(geometry, Cartesian):
+        return torch.from_numpy(noncartesian_maps(kspace, geometry))
+    if two:
+        return torch.from_numpy(coil_map_sets(kspace.numpy(), geometry.sampled).maps)
+    return torch.from_numpy(coil_maps(kspace.numpy(), geometry.sampled))
+
+
+def _blurred_images(kspace: Tensor, geometry: Cartesian | NonCartesian) -> Tensor:
+    """Return coil images `(coil, y, x)` from the fully sampled centre of k-space `(coil, ...)`, tapered: no aliases."""
+    if isinstance(geometry, Cartesian):
+        rows, columns = geometry.sampled.shape
+        height, width = calibration_size(geometry.sampled)
+        top, left = rows // 2 - height // 2, columns // 2 - width // 2
+        centre = kspace[:, top : top + height, left : left + width]
+    else:
+        rows, columns = geometry.matrix
+        centre = torch.from_numpy(calibration_kspace(kspace, geometry))
+        height, width = centre.shape[1:]
+        top, left = rows // 2 - height // 2, columns // 2 - width // 2
+    if min(height, width) == 0:
+        raise BadInput("k-space has no fully sampled centre, which coil sensitivities are made from")
+    down, across = (torch.hann_window(size + 2, periodic=False)[1:-1] for size in (height, width))
+    padded = kspace.new_zeros((kspace.shape[0], rows, columns))
+    padded[:, top : top + height, left : left + width] = centre * down[:, None] * across
+    return centred_ifft(padded)

@@ -48,7 +48,8 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class ReconstructSettings(_Record, frozen=True):
     """How to reconstruct.
 
-    `method` is one of "fbp", "cgls", "tv" (CT), "zerofilled", "sense" (MRI), "deq" (both).
+    `method` is one of "fbp" (slices), "fdk" (cone beam), "cgls", "sirt" (CT), "zerofilled", "grappa" (Cartesian MRI),
+    "gridding" (other MRI), "sense" (MRI), "tv", "wavelet", "deq" (both).
     """
 
     method: str
@@ -57,10 +58,25 @@ class ReconstructSettings(_Record, frozen=True):
     tolerance: float = 0.0
     """Stop once the relative fixed-point residual is below; 0 takes the method's own default."""
     strength: float = 0.0
-    """Regularisation strength, relative to the image (TV, CG-SENSE) or to what was learned (an equilibrium model that
-    has one); 0 takes the method's own default."""
+    """Regularisation strength, relative to the image (TV, wavelets, CG-SENSE) or to what was learned (an equilibrium
+    model that has one); 0 takes the method's own default."""
+    weighting: str = ""
+    """How residuals weigh in the fit (CT): "uniform", "counts" (by the photons that came through), for TV also "ramp"
+    (as in FBP); empty takes the method's own default."""
+    nonnegative: bool = True
+    """Forbid negative values (SIRT and TV of CT)."""
+    subsets: int = 1
+    """Number of subsets of views that SIRT goes through in turn."""
+    footprint: str = "joseph"
+    """How a pixel meets a ray (CT slices): joseph or strip."""
+    coil_maps: str = "espirit"
+    """Where coil sensitivities come from (MRI): espirit, walsh, or espirit-2: two sets, for an object that wraps."""
+    virtual_coils: int = 0
+    """Number of coils that k-space is compressed to (MRI); 0 keeps all."""
+    prewhiten: bool = False
+    """Make the noise of the coils equal and independent first, as estimated at the edge of k-space (MRI)."""
     window: str = "ram-lak"
-    """FBP filter window: ram-lak, shepp-logan, cosine, hann."""
+    """Filter window of FBP and FDK: ram-lak, shepp-logan, cosine, hann."""
     views_every: int = 1
     """Use every k-th view (CT)."""
     accelerate: int = 1

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication, QFileDialog
@@ -27,7 +28,7 @@ CT = ScanFacts(
     geometry=(("views", "181"), ("rotation centre", "31.25 px (found)")),
     matched=(),
     warnings=(),
-    methods=("fbp", "cgls", "tv", "deq"),
+    methods=("fbp", "cgls", "sirt", "tv", "wavelet", "deq"),
 )
 MRI = ScanFacts(
     scan="mri",
@@ -40,8 +41,13 @@ MRI = ScanFacts(
     geometry=(),
     matched=(),
     warnings=(),
-    methods=("zerofilled", "sense", "deq"),
+    methods=("zerofilled", "grappa", "sense", "tv", "wavelet", "deq"),
 )
+CONE = msgspec.structs.replace(CT, scan="cone", methods=("fdk", "cgls", "sirt", "tv"))
+VOLUME = {"views_every", "centre"}
+SLICES = VOLUME | {"footprint"}
+MAPS = {"accelerate", "coil_maps"}
+ITERATION = {"iterations", "tolerance"}
 
 
 class Listener(Session):
@@ -62,7 +68,7 @@ class Listener(Session):
 @pytest.fixture
 def session(qtbot: QtBot) -> Iterator[Listener]:
     session = Listener()
-    session._set(State(engine=Engine(phase=EnginePhase.READY), scans=(CT, MRI), scan="ct", slice_index=3))
+    session._set(State(engine=Engine(phase=EnginePhase.READY), scans=(CT, MRI, CONE), scan="ct", slice_index=3))
     yield session
     session.deleteLater()
 
@@ -94,23 +100,34 @@ def test_only_the_methods_of_the_scan_are_offered_by_their_full_names(view: Cont
     assert names() == [
         "Filtered back-projection (FBP)",
         "CGLS",
+        "SIRT",
         "Total variation (TV)",
+        "Wavelets",
         "Equilibrium model",
     ]
     session.select_scan("mri")
-    assert names() == ["Zero-filled", "CG-SENSE", "Equilibrium model"]
+    assert names() == ["Zero-filled", "GRAPPA", "CG-SENSE", "Total variation (TV)", "Wavelets", "Equilibrium model"]
+    session.select_scan("cone")
+    assert names() == ["Feldkamp (FDK)", "CGLS", "SIRT", "Total variation (TV)"]
 
 
 @pytest.mark.parametrize(
     ("scan", "method", "fields"),
     [
-        ("ct", "fbp", {"filter_window", "views_every", "centre"}),
-        ("ct", "cgls", {"iterations", "tolerance", "views_every", "centre"}),
-        ("ct", "tv", {"iterations", "tolerance", "strength", "views_every", "centre"}),
-        ("ct", "deq", {"iterations", "tolerance", "model", "views_every", "centre"}),
+        ("ct", "fbp", SLICES | {"filter_window"}),
+        ("ct", "cgls", SLICES | ITERATION | {"weighting"}),
+        ("ct", "sirt", SLICES | ITERATION | {"weighting", "nonnegative", "subsets"}),
+        ("ct", "tv", SLICES | ITERATION | {"strength", "weighting", "nonnegative"}),
+        ("ct", "wavelet", SLICES | ITERATION | {"strength"}),
+        ("ct", "deq", SLICES | ITERATION | {"model"}),
+        ("cone", "fdk", VOLUME | {"filter_window"}),
+        ("cone", "sirt", VOLUME | ITERATION | {"weighting", "nonnegative", "subsets"}),
         ("mri", "zerofilled", {"accelerate"}),
-        ("mri", "sense", {"iterations", "tolerance", "strength", "accelerate"}),
-        ("mri", "deq", {"iterations", "tolerance", "model", "accelerate"}),
+        ("mri", "grappa", {"accelerate"}),
+        ("mri", "sense", MAPS | ITERATION | {"strength"}),
+        ("mri", "tv", MAPS | ITERATION | {"strength"}),
+        ("mri", "wavelet", MAPS | ITERATION | {"strength"}),
+        ("mri", "deq", MAPS | ITERATION | {"model"}),
     ],
 )
 def test_each_method_shows_its_own_parameters(
@@ -122,6 +139,11 @@ def test_each_method_shows_its_own_parameters(
         "iterations",
         "tolerance",
         "strength",
+        "weighting",
+        "nonnegative",
+        "subsets",
+        "footprint",
+        "coil_maps",
         "filter_window",
         "model",
         "views_every",
@@ -170,6 +192,49 @@ def test_parameters_of_another_method_do_not_leak(qtbot: QtBot, view: ControlsVi
         ReconstructSettings(method="fbp", window="hann", slices=(3, 4)),
         ReconstructSettings(method="cgls", iterations=99, slices=(3, 4)),
     ]
+
+
+def test_choices_become_settings_of_the_methods_that_have_them(
+    qtbot: QtBot, view: ControlsView, session: Listener
+) -> None:
+    view.slices.setCurrentIndex(1)
+    choose(view, "sirt")
+    view.subsets.setValue(12)
+    view.weighting.setCurrentText("By photon counts")
+    view.footprint.setCurrentIndex(1)
+    view.nonnegative.setChecked(False)
+    press(qtbot, view)
+    choose(view, "tv")
+    press(qtbot, view)
+    view.weighting.setCurrentText("All rays alike")
+    press(qtbot, view)
+    choose(view, "fbp")
+    press(qtbot, view)
+    session.select_scan("mri")
+    choose(view, "tv")
+    view.coil_maps.setCurrentText("Walsh")
+    press(qtbot, view)
+    choose(view, "grappa")
+    press(qtbot, view)
+    session.select_scan("cone")
+    choose(view, "cgls")
+    press(qtbot, view)
+    assert session.asked == [
+        ReconstructSettings(method="sirt", weighting="counts", nonnegative=False, subsets=12, footprint="strip"),
+        ReconstructSettings(method="tv", weighting="counts", nonnegative=False, footprint="strip"),
+        ReconstructSettings(method="tv", weighting="uniform", nonnegative=False, footprint="strip"),
+        ReconstructSettings(method="fbp", footprint="strip"),
+        ReconstructSettings(method="tv", coil_maps="walsh"),
+        ReconstructSettings(method="grappa"),
+        ReconstructSettings(method="cgls"),
+    ]
+
+
+def test_there_are_no_more_subsets_than_views(view: ControlsView) -> None:
+    choose(view, "sirt")
+    assert view.subsets.maximum() == 181
+    view.views_every.setValue(4)
+    assert view.subsets.maximum() == 46
 
 
 def test_acceleration_belongs_to_mri_and_views_to_ct(qtbot: QtBot, view: ControlsView, session: Listener) -> None:
@@ -277,6 +342,11 @@ def test_every_field_can_be_reached_and_says_what_it_is(view: ControlsView) -> N
         view.iterations,
         view.tolerance,
         view.strength,
+        view.weighting,
+        view.nonnegative,
+        view.subsets,
+        view.footprint,
+        view.coil_maps,
         view.filter_window,
         view.model.box,
         view.views_every,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +14,6 @@ from pytestqt.qtbot import QtBot
 
 from equipoise.session import Session
 from equipoise.state import Engine, EnginePhase, Job, JobPhase, Pane, Run, State
-from equipoise.view.compare import CompareView
-from equipoise.view.controls import ControlsView
 from equipoise.view.iterations import IterationsView
 from equipoise.view.plots import SERIES_COLOURS, log_ticks, positive_points
 from equipoise_engine.protocol import ReconstructSettings, ResultFacts, ScanFacts
@@ -305,50 +301,3 @@ def test_log_ticks_are_few_ascending_and_inside(low: float, high: float) -> None
     assert all(low <= position <= high for position in positions)
     assert all(float(text) == pytest.approx(10**position, rel=1e-2) for position, text in ticks)
     assert len({text for _, text in ticks}) == len(ticks) > 1
-
-
-def test_iterates_of_a_real_engine_are_scrubbed_to_their_pixels(qtbot: QtBot) -> None:
-    sample = Path(str(files("equipoise_resources"))) / "samples" / "sample_ct.nxs"
-    session = Session()
-    compare, view, controls = CompareView(session), IterationsView(session), ControlsView(session)
-    for widget in (compare, view, controls):
-        qtbot.addWidget(widget)
-        session.changed.connect(widget.show_change)
-        widget.show()
-    try:
-        session.start()
-        session.open(str(sample))
-        qtbot.waitUntil(lambda: session.state.panes[0].picture is not None, timeout=120_000)
-        assert compare.panes[0].image.isVisible()
-        controls.method.setCurrentIndex(controls.method.findData("cgls"))
-        controls.iterations.setValue(8)
-        qtbot.mouseClick(controls.start_button, Qt.MouseButton.LeftButton)
-
-        def shown(step: int | None) -> bool:
-            pictures = [pane.picture for pane in session.state.panes]
-            run = session.state.runs[-1].run
-            return any(p is not None and (p.run, p.step) == (run, step) for p in pictures)
-
-        qtbot.waitUntil(
-            lambda: len(session.state.runs) == 2 and session.state.runs[1].result is not None, timeout=120_000
-        )
-        qtbot.waitUntil(lambda: shown(None), timeout=30_000)
-        result = compare.panes[1].pixels()
-        view.slider.setFocus()
-        qtbot.keyClick(view.slider, Qt.Key.Key_Home)
-        earliest = session.state.runs[1].steps[0]
-        qtbot.waitUntil(lambda: shown(earliest), timeout=30_000)
-        assert f"iterate {earliest}" in compare.panes[1].caption.text()
-        first = compare.panes[1].pixels()
-        assert first is not None
-        assert result is not None
-        assert first.shape == result.shape
-        assert not np.allclose(first, result)
-        # the residual of each iterate is there, and falls
-        falling = session.state.runs[1].data_residuals
-        assert len(falling) > 1
-        assert falling[-1] < falling[0]
-    finally:
-        with qtbot.waitSignal(session.closed, timeout=30_000):
-            session.close()
-        session.deleteLater()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -346,93 +345,3 @@ def test_real_engine_killed_while_idle(qtbot: QtBot, make: Make, disc_scan: Path
     assert session.state.slice_index == before.slice_index
     session.reconstruct(ReconstructSettings(method="fbp"))
     until(qtbot, session, lambda s: quiet(s) and shows(0, s.runs[-1].run)(s) and len(s.runs) == 2, 60)
-
-
-def test_real_engine_killed_while_busy(qtbot: QtBot, make: Make, disc_scan: Path) -> None:
-    session = make(limits=PATIENT)
-    session.start()
-    session.open(str(disc_scan))
-    until(qtbot, session, lambda s: quiet(s) and shows(0)(s), 90)
-    session.reconstruct(ReconstructSettings(method="tv", iterations=100_000, tolerance=1e-12))
-    until(qtbot, session, lambda s: len(s.runs) == 2 and len(s.runs[1].steps) > 2, 60)
-    until(qtbot, session, shows(1), 10)
-    pid = session.engine_pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    until(qtbot, session, lambda s: s.engine.phase is not EnginePhase.READY)
-    state = session.state
-    assert state.jobs[-1].phase is JobPhase.FAILED
-    assert len(state.runs[1].steps) > 2
-    assert state.panes[1].picture is not None
-    until(qtbot, session, lambda s: quiet(s) and s.scans[0].scan.endswith("#2"), 60)
-    assert len(session.state.runs) == 2
-
-
-def test_real_engine_stops_and_keeps(qtbot: QtBot, make: Make, disc_scan: Path) -> None:
-    session = make(limits=PATIENT)
-    session.start()
-    session.open(str(disc_scan))
-    until(qtbot, session, lambda s: quiet(s) and shows(0)(s), 90)
-    session.reconstruct(ReconstructSettings(method="tv", iterations=100_000, tolerance=1e-12))
-    until(qtbot, session, lambda s: len(s.runs) == 2 and len(s.runs[1].steps) > 2, 60)
-    job = active_jobs(session.state)[0]
-    began = time.monotonic()
-    session.cancel(job.id, keep=True)
-    until(qtbot, session, quiet, 30)
-    assert time.monotonic() - began < PATIENT.cancel
-    result = session.state.runs[1].result
-    assert result is not None
-    assert result.outcome == "stopped"
-
-
-def test_real_engine_refuses_a_file_that_is_no_scan(qtbot: QtBot, make: Make, tmp_path: Path) -> None:
-    file = tmp_path / "letter.h5"
-    file.write_bytes(b"Dear reader, this is no scan.")
-    session = make(limits=PATIENT)
-    session.start()
-    session.open(str(file))
-    until(qtbot, session, lambda s: s.jobs[0].phase is JobPhase.FAILED, 90)
-    assert "letter.h5" in session.state.jobs[0].message
-    assert is_ready(session.state)
-    assert session.state.engine.restarts == 0
-
-
-def test_real_engine_adapts_and_exports(qtbot: QtBot, make: Make, disc_scan: Path, tmp_path: Path) -> None:
-    session = make(limits=PATIENT)
-    session.start()
-    session.open(str(disc_scan))
-    until(qtbot, session, lambda s: quiet(s) and shows(0)(s), 90)
-    weights = tmp_path / "adapted.safetensors"
-    session.adapt(FineTuneSettings(steps=2, batch=1), str(weights))
-    until(qtbot, session, quiet, 200)
-    assert session.state.jobs[-1].phase is JobPhase.DONE, session.state.jobs[-1]
-    training = session.state.trainings[0]
-    assert training.finished
-    assert training.steps == (1, 2)
-    assert session.state.models == (str(weights),)
-    assert weights.is_file()
-    picture = tmp_path / "disc.tif"
-    session.export(session.state.runs[0].run, str(picture), "tiff")
-    until(qtbot, session, quiet, 30)
-    assert session.state.jobs[-1].phase is JobPhase.DONE, session.state.jobs[-1]
-    assert picture.is_file()
-    assert session.settings.export_folder == str(tmp_path)
-
-
-def test_closing_lets_the_real_engine_save_its_training(
-    qtbot: QtBot, make: Make, disc_scan: Path, tmp_path: Path
-) -> None:
-    session = make(limits=PATIENT)
-    session.start()
-    session.open(str(disc_scan))
-    until(qtbot, session, lambda s: quiet(s) and shows(0)(s), 90)
-    weights = tmp_path / "interrupted.safetensors"
-    session.adapt(FineTuneSettings(steps=100_000, batch=1), str(weights))
-    until(qtbot, session, lambda s: bool(s.trainings) and len(s.trainings[0].steps) >= 1, 120)
-    ended: list[bool] = []
-    session.closed.connect(lambda: ended.append(True))
-    began = time.monotonic()
-    session.close()
-    assert time.monotonic() - began < 0.1
-    qtbot.waitUntil(lambda: bool(ended), timeout=15_000)
-    assert weights.is_file()

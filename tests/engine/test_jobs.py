@@ -14,18 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from equipoise_engine import jobs, protocol
-from equipoise_engine.acquisition import (
-    Acquisition,
-    Cartesian,
-    CtAcquisition,
-    DataState,
-    MriAcquisition,
-    ParallelBeam,
-    content_hash,
-)
+from equipoise_engine.acquisition import Acquisition, CtAcquisition, DataState, MriAcquisition, content_hash
 from equipoise_engine.errors import BadInput
+from equipoise_engine.geometry import Cartesian, ParallelBeam
 from equipoise_engine.measured import Undersampling, measure
-from equipoise_engine.methods import CT_METHODS, MRI_METHODS, with_defaults
+from equipoise_engine.methods import methods_for, with_defaults
 from equipoise_engine.model import Architecture, EquilibriumModel
 from equipoise_engine.progress import Cancelled, Progress, unwatched
 from equipoise_engine.protocol import FineTuneSettings, ReconstructSettings
@@ -301,7 +294,7 @@ def test_stopped_before_the_first_iterate_gives_nothing() -> None:
 def test_an_empty_slice_is_an_empty_image_in_every_method(kind: str, slices: tuple[int, int], tmp_path: Path) -> None:
     scan = ct_scan(3, empty=(0,)) if kind == "ct" else mri_scan(3, empty=(0,))
     model = str(weights(1 if kind == "ct" else 2, tmp_path))
-    for method in CT_METHODS if kind == "ct" else MRI_METHODS:
+    for method in methods_for(scan):
         settings = ReconstructSettings(method=method, iterations=4, slices=slices, model=model)
         volume, facts, events, _ = reconstruct(scan, settings)
         assert np.isfinite(volume.data).all(), method

@@ -19,7 +19,15 @@ from equipoise_engine import protocol
 
 GOLDEN = Path(__file__).parent / "golden"
 RECONSTRUCT = protocol.ReconstructSettings(
-    method="tv", iterations=120, tolerance=1e-4, strength=0.02, views_every=3, slices=(3, 9)
+    method="tv",
+    iterations=120,
+    tolerance=1e-4,
+    strength=0.02,
+    weighting="counts",
+    nonnegative=False,
+    footprint="strip",
+    views_every=3,
+    slices=(3, 9),
 )
 FINE_TUNE = protocol.FineTuneSettings(steps=40, learning_rate=1e-4, batch=4, accelerate=4, seed=7)
 SCAN = protocol.ScanFacts(

@@ -12,7 +12,7 @@ from equipoise.state import MAX_PANES, Pane, Picture, Run, State, find_job, find
 from equipoise.view.levels import LevelsControl
 from equipoise.view.pane import EMPTY_HINT, PaneView
 
-ANALYTIC_METHODS = ("fbp", "zerofilled")
+ANALYTIC_METHODS = ("fbp", "fdk", "zerofilled", "gridding")
 _GRIDS = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3}
 """Number of panes -> columns of the grid."""
 

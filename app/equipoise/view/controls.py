@@ -9,6 +9,7 @@ from pathlib import PurePath
 from PySide6.QtCore import QLocale, Qt
 from PySide6.QtGui import QDoubleValidator, QPalette
 from PySide6.QtWidgets import (
+    QCheckBox,
     QComboBox,
     QFileDialog,
     QFormLayout,
@@ -29,23 +30,49 @@ from equipoise_engine.protocol import ReconstructSettings, ScanFacts
 
 FULL_NAMES = {
     "fbp": "Filtered back-projection (FBP)",
+    "fdk": "Feldkamp (FDK)",
     "cgls": "CGLS",
+    "sirt": "SIRT",
     "tv": "Total variation (TV)",
+    "wavelet": "Wavelets",
     "zerofilled": "Zero-filled",
+    "gridding": "Gridding",
+    "grappa": "GRAPPA",
+    "homodyne": "Homodyne (partial Fourier)",
+    "pocs": "POCS (partial Fourier)",
     "sense": "CG-SENSE",
     "deq": "Equilibrium model",
 }
 SENTENCES = {
     "fbp": "Filters the projections and smears them back along their rays: one pass, exact for many views.",
+    "fdk": "Filters the projections and smears them back through the volume: one pass, for a small cone angle.",
     "cgls": "Fits the image to the projections by least squares; many iterations fit the noise too.",
+    "sirt": "Smears the residuals of all rays back, step by step; slow and robust, quicker with subsets of the views.",
     "tv": "Fits the data while keeping the image piecewise smooth: edges stay, fine texture is flattened.",
+    "wavelet": "Fits the data while few wavelets make up the image: keeps more texture than TV.",
     "zerofilled": "Takes what was not measured as zero and combines the coils: one pass, with aliases.",
+    "gridding": "Sums the samples, weighted by the area of k-space they stand for: one pass, with aliases.",
+    "homodyne": "Counts the measured side of k-space twice and keeps what is real after a smooth phase: one pass.",
+    "pocs": "Fills in the missing side of k-space so that the image has the smooth phase of its centre.",
+    "grappa": "Fills in what was not measured from its neighbours in all coils, by weights that fit the centre.",
     "sense": "Fits the image to all coils at once with their sensitivities by conjugate gradients.",
     "deq": "Iterates a learned step together with the measured data until the image no longer changes.",
 }
 WINDOWS = ("ram-lak", "shepp-logan", "cosine", "hann")
-ITERATIVE = frozenset({"cgls", "tv", "sense", "deq"})
-WITH_STRENGTH = frozenset({"tv", "sense"})
+FILTERED = frozenset({"fbp", "fdk"})
+ITERATIVE = frozenset({"cgls", "sirt", "tv", "wavelet", "sense", "deq"})
+WITH_STRENGTH = frozenset({"tv", "wavelet", "sense"})
+WITH_SIGN = frozenset({"sirt", "tv"})
+WITH_COIL_MAPS = frozenset({"gridding", "sense", "tv", "wavelet", "deq"})
+RAMP, UNIFORM, COUNTS = "As in FBP", "All rays alike", "By photon counts"
+WEIGHTINGS = {
+    "cgls": ((UNIFORM, ""), (COUNTS, "counts")),
+    "sirt": ((UNIFORM, ""), (COUNTS, "counts")),
+    "tv": ((RAMP, ""), (UNIFORM, "uniform"), (COUNTS, "counts")),
+}
+"""Names for people and values of `ReconstructSettings.weighting`, the method's own first."""
+FOOTPRINTS = (("Joseph: along lines", "joseph"), ("Strip: detector width", "strip"))
+COIL_MAPS = (("ESPIRiT", "espirit"), ("Walsh", "walsh"), ("ESPIRiT, two sets", "espirit-2"))
 
 SHIPPED = "Shipped with Equipoise"
 FROM_FILE = "From a file…"
@@ -163,6 +190,35 @@ class ControlsView(QWidget):
             "Strength",
             "Weight of the regularisation, relative to the image (no unit); empty: the method's own",
         )
+        self.weighting = _choice(
+            "Weighting",
+            "How much each ray counts in the fit; by photon counts, dark rays count less (Sauer and Bouman, 1993)",
+        )
+        self.nonnegative = QCheckBox("No negative values")
+        self.nonnegative.setChecked(True)
+        self.nonnegative.setAccessibleName("No negative values")
+        self.nonnegative.setToolTip("Attenuation is not negative; switch this off for phase contrast")
+        self.subsets = _count(
+            "Subsets of views", "1 uses all views at once; N subsets in turn come as far in one of N iterations", 1, 1
+        )
+        self.footprint = _choice(
+            "Footprint",
+            "How a pixel meets a ray: interpolated along lines (quick), or averaged over the detector element",
+            FOOTPRINTS,
+        )
+        self.coil_maps = _choice(
+            "Coil maps",
+            "Coil sensitivities from the centre of k-space (Uecker et al., 2014), or from the images of the coils "
+            "(Walsh et al., 2000); two sets unfold an object that wraps around its field of view",
+            COIL_MAPS,
+        )
+        self.virtual_coils = _count("Virtual coils", "Compress k-space to so many coils, which is quicker", 0, 0)
+        self.virtual_coils.setSpecialValueText("all coils")
+        self.prewhiten = QCheckBox("Whiten the noise")
+        self.prewhiten.setAccessibleName("Whiten the noise")
+        self.prewhiten.setToolTip(
+            "Make the noise of the coils equal and independent first, as estimated at the edge of k-space"
+        )
         self.filter_window = QComboBox()
         self.filter_window.addItems(WINDOWS)
         self.filter_window.setAccessibleName("Filter window")
@@ -211,6 +267,13 @@ class ControlsView(QWidget):
         self.form.addRow("&Iterations", self.iterations)
         self.form.addRow("&Tolerance", self.tolerance)
         self.form.addRow("Stren&gth", self.strength)
+        self.form.addRow("W&eighting", self.weighting)
+        self.form.addRow("S&ubsets", self.subsets)
+        self.form.addRow("", self.nonnegative)
+        self.form.addRow("&Footprint", self.footprint)
+        self.form.addRow("Coil &maps", self.coil_maps)
+        self.form.addRow("Virtual &coils", self.virtual_coils)
+        self.form.addRow("", self.prewhiten)
         self.form.addRow("&Window", self.filter_window)
         self.form.addRow("M&odel", self.model)
         self.form.addRow("Every k-th &view", self.views_every)
@@ -244,17 +307,24 @@ class ControlsView(QWidget):
 
     def settings(self) -> ReconstructSettings:
         """The settings of the method that is chosen; parameters of other methods keep their defaults."""
-        facts = find_scan(self._state, self._state.scan)
         method = self._method()
+        shown = self._wanted()
         iterative = method in ITERATIVE
         return ReconstructSettings(
             method=method,
             iterations=self.iterations.value() if iterative else 0,
             tolerance=self.tolerance.value() if iterative else 0.0,
             strength=self.strength.value() if method in WITH_STRENGTH else 0.0,
-            window=self.filter_window.currentText() if method == "fbp" else WINDOWS[0],
-            views_every=self.views_every.value() if facts is not None and facts.kind == "ct" else 1,
-            accelerate=self.accelerate.value() if facts is not None and facts.kind == "mri" else 1,
+            weighting=str(self.weighting.currentData() or "") if shown[self.weighting] else "",
+            nonnegative=self.nonnegative.isChecked() or not shown[self.nonnegative],
+            subsets=self.subsets.value() if shown[self.subsets] else 1,
+            footprint=str(self.footprint.currentData()) if shown[self.footprint] else FOOTPRINTS[0][1],
+            coil_maps=str(self.coil_maps.currentData()) if shown[self.coil_maps] else COIL_MAPS[0][1],
+            virtual_coils=self.virtual_coils.value() if shown[self.virtual_coils] else 0,
+            prewhiten=self.prewhiten.isChecked() and shown[self.prewhiten],
+            window=self.filter_window.currentText() if method in FILTERED else WINDOWS[0],
+            views_every=self.views_every.value() if shown[self.views_every] else 1,
+            accelerate=self.accelerate.value() if shown[self.accelerate] else 1,
             model=self.model.model() if method == "deq" else None,
             slices=self._slices(),
         )
@@ -298,22 +368,32 @@ class ControlsView(QWidget):
                 self.first.setValue(0)
                 self.last.setValue(max(0, facts.slices - 1))
                 self.centre.setText(_centre(facts))
+                self.virtual_coils.setMaximum(_coils(facts))
                 if facts.kind == "ct":
                     self.views_every.setMaximum(max(1, facts.shape[0] // 2))
             self._shown_scan = facts.scan
         self._show_rows()
         self._show_used()
 
-    def _show_rows(self) -> None:
+    def _wanted(self) -> dict[QWidget, bool]:
+        """Which rows the method and the scan have."""
         facts = find_scan(self._state, self._state.scan)
         method = self._method()
         kind = facts.kind if facts is not None else ""
-        wanted: dict[QWidget, bool] = {
+        cone = facts is not None and "fdk" in facts.methods
+        return {
             self.sentence: bool(method),
             self.iterations: method in ITERATIVE,
             self.tolerance: method in ITERATIVE,
             self.strength: method in WITH_STRENGTH,
-            self.filter_window: method == "fbp",
+            self.weighting: kind == "ct" and method in WEIGHTINGS,
+            self.nonnegative: kind == "ct" and method in WITH_SIGN,
+            self.subsets: method == "sirt",
+            self.footprint: kind == "ct" and not cone,
+            self.coil_maps: kind == "mri" and method in WITH_COIL_MAPS,
+            self.virtual_coils: kind == "mri" and _coils(facts) > 1,
+            self.prewhiten: kind == "mri" and _coils(facts) > 1,
+            self.filter_window: method in FILTERED,
             self.model: method == "deq",
             self.views_every: kind == "ct",
             self.views_used: kind == "ct",
@@ -324,15 +404,48 @@ class ControlsView(QWidget):
             self.centre: kind == "ct",
             self.reopen_button: kind == "ct",
         }
-        for field, visible in wanted.items():
+
+    def _show_rows(self) -> None:
+        method = self._method()
+        for field, visible in self._wanted().items():
             self.form.setRowVisible(field, visible)
         self.sentence.setText(SENTENCES.get(method, ""))
+        self._show_weightings(WEIGHTINGS.get(method, ()))
+        self._show_coil_maps()
+
+    def _show_coil_maps(self) -> None:
+        """Offer two sets of maps where the method and the sampling take them."""
+        facts = find_scan(self._state, self._state.scan)
+        two = self._method() in ITERATIVE - {"deq"} and facts is not None and "gridding" not in facts.methods
+        entries = COIL_MAPS if two else COIL_MAPS[:2]
+        if self.coil_maps.count() == len(entries):
+            return
+        chosen = self.coil_maps.currentIndex()
+        self.coil_maps.clear()
+        for name, value in entries:
+            self.coil_maps.addItem(name, value)
+        self.coil_maps.setCurrentIndex(chosen if chosen < len(entries) else 0)
+
+    def _show_weightings(self, offered: tuple[tuple[str, str], ...]) -> None:
+        """Offer the weightings of the method and keep the chosen one where it is among them."""
+        names = [name for name, _ in offered]
+        if names == [self.weighting.itemText(row) for row in range(self.weighting.count())]:
+            return
+        chosen = self.weighting.currentText()
+        self.weighting.clear()
+        for name, value in offered:
+            self.weighting.addItem(name, value)
+        # what the first method had of its own may be another's choice, and the other way round
+        if chosen == COUNTS and chosen in names:
+            self.weighting.setCurrentIndex(names.index(chosen))
 
     def _show_used(self) -> None:
         facts = find_scan(self._state, self._state.scan)
         if facts is not None and facts.kind == "ct":
             views = facts.shape[0]
-            self.views_used.setText(f"uses {-(-views // self.views_every.value())} of {views} views")
+            used = -(-views // self.views_every.value())
+            self.views_used.setText(f"uses {used} of {views} views")
+            self.subsets.setMaximum(used)
 
     def _enable(self) -> None:
         ready = self._state.engine.phase not in (EnginePhase.RESTARTING, EnginePhase.STOPPED)
@@ -345,6 +458,20 @@ class ControlsView(QWidget):
         facts = find_scan(self._state, self._state.scan)
         if facts is not None and self.reopen_button.isEnabled():
             self._session.open(facts.path, self.centre.value() if self.centre.text().strip() else None)
+
+
+def _coils(facts: ScanFacts | None) -> int:
+    """Number of receive coils of an MRI scan, else 0."""
+    return facts.shape[1] if facts is not None and facts.kind == "mri" else 0
+
+
+def _choice(name: str, tip: str, entries: tuple[tuple[str, str], ...] = ()) -> QComboBox:
+    box = QComboBox()
+    for text, value in entries:
+        box.addItem(text, value)
+    box.setAccessibleName(name)
+    box.setToolTip(tip)
+    return box
 
 
 def _count(name: str, tip: str, low: int, high: int) -> QSpinBox:

@@ -6,6 +6,7 @@ Exit status: 0 done, 2 wrong input (one line on stderr), 1 anything else.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import faulthandler
 import json
 import logging
@@ -19,9 +20,11 @@ from typing import Any, NoReturn
 import msgspec
 import torch
 
-from equipoise_engine import __version__, jobs, protocol
+from equipoise_engine import __version__, bench, jobs, protocol
 from equipoise_engine.device import choose_device, device_name
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
+from equipoise_engine.formats import Beam, Known
+from equipoise_engine.formats.sinogram import AngleRange
 from equipoise_engine.groups import GROUPS
 from equipoise_engine.methods import METHODS
 from equipoise_engine.objective import DATA_TERMS
@@ -97,9 +100,40 @@ def _parser() -> argparse.ArgumentParser:
         "--strength",
         type=float,
         default=0.0,
-        help="regularisation strength (tv, sense; deq: relative to the learned one, where the model has one)",
+        help="regularisation strength (tv, wavelet, sense; deq: relative to the learned one, where the model has one)",
     )
-    reconstruct.add_argument("--window", default="ram-lak", help="FBP filter window")
+    reconstruct.add_argument(
+        "--weighting",
+        default="",
+        choices=("ramp", "uniform", "counts"),
+        help="how residuals weigh (cgls, sirt, tv of CT): as in FBP (tv only), equally, or by the photons that came"
+        " through; default: ramp for tv, else uniform",
+    )
+    reconstruct.add_argument("--allow-negative", action="store_true", help="let values be negative (sirt, tv of CT)")
+    reconstruct.add_argument(
+        "--subsets", type=int, default=1, metavar="N", help="subsets of views used in turn (sirt): quicker"
+    )
+    reconstruct.add_argument(
+        "--footprint",
+        default="joseph",
+        choices=("joseph", "strip"),
+        help="how a pixel meets a ray (CT slices): interpolated along lines, or averaged over the detector element",
+    )
+    reconstruct.add_argument(
+        "--coil-maps",
+        default="espirit",
+        choices=("espirit", "espirit-2", "walsh"),
+        help="how coil sensitivities are found (MRI); espirit-2 takes two sets, for an object that wraps around",
+    )
+    reconstruct.add_argument(
+        "--virtual-coils", type=int, default=0, metavar="N", help="compress k-space to so many coils (MRI)"
+    )
+    reconstruct.add_argument(
+        "--prewhiten", action="store_true", help="make the noise of the coils equal and independent first (MRI)"
+    )
+    reconstruct.add_argument(
+        "--window", default="ram-lak", help="filter window of fbp and fdk: ram-lak, shepp-logan, cosine or hann"
+    )
     _undersampling(reconstruct)
     _common(reconstruct, _reconstruct)
 
@@ -136,16 +170,95 @@ def _parser() -> argparse.ArgumentParser:
     comparing = commands.add_parser("reproduce", help="compare training methods on simulated measurements")
     add_arguments(comparing)
     _common(comparing, reproduce)
+
+    timing = commands.add_parser("bench", help="measure how quick this machine is")
+    timing.add_argument("what", choices=("operators",))
+    timing.add_argument(
+        "--sizes",
+        type=_sizes,
+        default=bench.SIZES,
+        metavar="SIDE/VIEWS,...",
+        help="default: " + ",".join(f"{side}/{views}" for side, views in bench.SIZES),
+    )
+    timing.add_argument(
+        "--batches", type=_numbers, default=bench.BATCHES, metavar="N,...", help="slices at once; default: 1,8,32"
+    )
+    timing.add_argument("--repeats", type=int, default=5, help="calls that the median is of")
+    _common(timing, _bench)
     return parser
 
 
 def _common(parser: argparse.ArgumentParser, run: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
-    if run is _info or run is _reconstruct:
-        parser.add_argument("--centre", type=float, metavar="COLUMN", help="rotation centre in detector columns (CT)")
-    if run is _finetune:
-        parser.add_argument("--centre", type=float, metavar="COLUMN", help="rotation centre of all scans (CT)")
+    if run in (_info, _reconstruct, _finetune):
+        _knowledge(parser)
     parser.set_defaults(run=run)
+
+
+def _knowledge(parser: argparse.ArgumentParser) -> None:
+    """Add what the user may know about scans that their files do not say."""
+    known = parser.add_argument_group("what the files may not say")
+    known.add_argument("--centre", type=float, metavar="COLUMN", help="rotation centre in detector columns (CT)")
+    known.add_argument(
+        "--angles", type=_angles, metavar="START:STOP[:inclusive]", help="projection angles in degrees (TIFF sinograms)"
+    )
+    known.add_argument(
+        "--beam",
+        type=_beam,
+        metavar="AXIS:DETECTOR:ELEMENT",
+        help="distances in mm from the source to the rotation axis and to the detector, and the side of a detector"
+        " element: a fan beam of one detector row, a cone beam of several",
+    )
+    known.add_argument("--matrix", type=_matrix, metavar="ROWSxCOLUMNS", help="size of images along a trajectory (MRI)")
+
+
+def _known(arguments: argparse.Namespace) -> Known:
+    return Known(centre_px=arguments.centre, angles=arguments.angles, matrix=arguments.matrix, beam=arguments.beam)
+
+
+def _angles(text: str) -> AngleRange:
+    start, stop, *rest = [*text.split(":"), ""][:4]
+    if rest not in ([""], ["inclusive", ""]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form START:STOP or START:STOP:inclusive")
+    return AngleRange(_finite(start), _finite(stop), rest[0] == "inclusive")
+
+
+def _beam(text: str) -> Beam:
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form AXIS:DETECTOR:ELEMENT, in mm")
+    return Beam(*(_finite(part) for part in parts))
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def _matrix(text: str) -> tuple[int, int]:
+    rows, cross, columns = text.partition("x")
+    if not cross or not rows.isdigit() or not columns.isdigit() or 0 in (int(rows), int(columns)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form ROWSxCOLUMNS")
+    return int(rows), int(columns)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, like 1,8,32")
+    return tuple(int(part) for part in parts)
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    pairs = [part.split("/") for part in text.split(",")]
+    if not all(len(pair) == 2 and pair[0].isdigit() and pair[1].isdigit() for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes, like 256/60,512/180")
+    return tuple((int(side), int(views)) for side, views in pairs)
 
 
 def _undersampling(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +280,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> dict[str, Any]:
-    scan = jobs.open_path(arguments.path, arguments.centre, _silent)
+    scan = jobs.open_path(arguments.path, _known(arguments), _silent)
     facts = jobs.scan_facts("scan", scan)
     return {
         "kind": facts.kind,
@@ -184,12 +297,19 @@ def _reconstruct(arguments: argparse.Namespace) -> dict[str, Any]:
     form = arguments.format or _format_of(arguments.out)
     _check_target(arguments.out, form)
     began = time.monotonic()
-    scan = jobs.open_path(arguments.path, arguments.centre, _silent)
+    scan = jobs.open_path(arguments.path, _known(arguments), _silent)
     settings = protocol.ReconstructSettings(
         method=arguments.method,
         iterations=arguments.iterations,
         tolerance=arguments.tolerance,
         strength=arguments.strength,
+        weighting=arguments.weighting,
+        nonnegative=not arguments.allow_negative,
+        subsets=arguments.subsets,
+        footprint=arguments.footprint,
+        coil_maps=arguments.coil_maps,
+        virtual_coils=arguments.virtual_coils,
+        prewhiten=arguments.prewhiten,
         window=arguments.window,
         views_every=arguments.views_every,
         accelerate=arguments.accelerate,
@@ -255,7 +375,7 @@ def _check_target(out: Path, form: str) -> None:
 
 def _finetune(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
-    scans = tuple(jobs.open_path(path, arguments.centre, _silent) for path in arguments.paths)
+    scans = tuple(jobs.open_path(path, _known(arguments), _silent) for path in arguments.paths)
     settings = protocol.FineTuneSettings(
         steps=arguments.steps,
         minutes=arguments.minutes,
@@ -330,6 +450,17 @@ def _pretrain(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": time.monotonic() - began,
         "file": str(arguments.out),
     }
+
+
+def _bench(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    device = choose_device()
+    rows = bench.bench_operators(arguments.sizes, arguments.batches, device, arguments.repeats)
+    if arguments.json:
+        return {"device": device_name(device), "rows": [dataclasses.asdict(row) for row in rows]}
+    for line in bench.table(rows):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    return None
 
 
 def _silent(progress: Progress) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
@@ -45,6 +47,35 @@ def make_window(qtbot: QtBot, tmp_path: Path) -> Iterator[Callable[..., MainWind
     app = QApplication.instance()
     assert isinstance(app, QApplication)
     apply_theme(app, "light")
+
+
+@pytest.fixture(scope="module")
+def lasting_window(qapp: QApplication, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MainWindow]:
+    """A window that has opened a scan, shared by the tests of a file that leave its engine alive and its scan open."""
+    folder = tmp_path_factory.mktemp("lasting")
+    session = Session(SettingsStore(folder / "window.ini"), PATIENT)
+    window = MainWindow(session, folder)
+    ended: list[bool] = []
+    session.closed.connect(lambda: ended.append(True))
+    window.show()
+    session.start()
+    session.open(str(write_scan(folder / "disc.h5", 60, 4, 64)))
+    turn_until(lambda: is_idle(session.state) and session.state.panes[0].picture is not None, 120.0)
+    assert [job.phase for job in session.state.jobs] == [JobPhase.DONE] * 2, session.state.jobs
+    yield window
+    session.close()
+    turn_until(lambda: bool(ended), 30.0)
+    window.hide()
+    window.deleteLater()
+    apply_theme(qapp, "light")
+
+
+def turn_until(holds: Callable[[], bool], seconds: float) -> None:
+    """Let the event loop turn until something holds, where no test is there whose qtbot could wait."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not reached within {seconds:g} s"
+        QTest.qWait(10)
 
 
 @pytest.fixture

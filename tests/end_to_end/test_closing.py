@@ -26,21 +26,17 @@ MakeWindow = Callable[..., MainWindow]
 OpenScan = Callable[[MainWindow, Path], None]
 
 
-def continue_from(
-    make_window: MakeWindow, until: Callable[..., None], open_scan: OpenScan, scan: Path, weights: Path
-) -> None:
-    """Check that a checkpoint holds the state of a training, and take one more step from it in a new window."""
+def continue_from(window: MainWindow, until: Callable[..., None], weights: Path) -> None:
+    """Check that a checkpoint holds the state of a training, and take one more step from it in another window."""
     checkpoint = read_checkpoint(weights)
     assert checkpoint.step >= 1
     assert checkpoint.optimiser
     assert len(checkpoint.manifest["losses"]) == checkpoint.step
-    window = make_window()
-    open_scan(window, scan)
     settings = FineTuneSettings(steps=checkpoint.step + 1, resume=str(weights))
     window.session.adapt(settings, str(weights))
     until(window, is_idle)
     assert window.session.state.jobs[-1].phase is JobPhase.DONE, window.session.state.jobs[-1]
-    assert window.session.state.trainings[0].steps == (checkpoint.step + 1,)
+    assert window.session.state.trainings[-1].steps == (checkpoint.step + 1,)
 
 
 def test_closing_the_window_saves_the_adaptation(
@@ -49,6 +45,7 @@ def test_closing_the_window_saves_the_adaptation(
     until: Callable[..., None],
     open_scan: OpenScan,
     disc_scan: Path,
+    lasting_window: MainWindow,
     tmp_path: Path,
 ) -> None:
     window = make_window()
@@ -67,15 +64,17 @@ def test_closing_the_window_saves_the_adaptation(
     assert "saves its weights" in question.informativeText()
     button = next(b for b in question.findChildren(QAbstractButton) if "close" in b.text().lower())
     qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+    # the window is gone at once, while the engine is still about to save
     assert not window.isVisible()
+    assert not ended
     qtbot.waitUntil(lambda: bool(ended), timeout=30_000)
     assert not engine.is_running()
-    continue_from(make_window, until, open_scan, disc_scan, weights)
+    continue_from(lasting_window, until, weights)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a matter of POSIX")
 def test_engine_outlives_a_killed_window_only_to_save(
-    make_window: MakeWindow, until: Callable[..., None], open_scan: OpenScan, disc_scan: Path, tmp_path: Path
+    until: Callable[..., None], disc_scan: Path, lasting_window: MainWindow, tmp_path: Path
 ) -> None:
     weights = tmp_path / "adapted.safetensors"
     command = [sys.executable, str(FRONT_END), str(disc_scan), str(weights), str(tmp_path / "front.ini")]
@@ -98,4 +97,4 @@ def test_engine_outlives_a_killed_window_only_to_save(
         front.communicate()
         if engine is not None and engine.is_running():
             engine.kill()
-    continue_from(make_window, until, open_scan, disc_scan, weights)
+    continue_from(lasting_window, until, weights)

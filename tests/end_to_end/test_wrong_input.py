@@ -20,9 +20,6 @@ from equipoise.view.main import MainWindow
 from equipoise_engine.protocol import FineTuneSettings, ReconstructSettings
 from equipoise_resources import sample_path
 
-MakeWindow = Callable[..., MainWindow]
-OpenScan = Callable[[MainWindow, Path], None]
-
 
 def drop(window: MainWindow, path: Path) -> None:
     """Drop a file or folder on the window."""
@@ -79,6 +76,12 @@ def not_a_number(folder: Path, scan: Path) -> Path:
     return path
 
 
+def letter(folder: Path, scan: Path) -> Path:
+    path = folder / "letter.h5"
+    path.write_bytes(b"Dear reader, this is no scan.")
+    return path
+
+
 def missing(folder: Path, scan: Path) -> Path:
     return folder / "gone.h5"
 
@@ -89,6 +92,7 @@ WRONG_SCANS = {
     angles_that_do_not_fit: ("angles.h5", ("45",)),
     empty_folder: ("nothing", ("no scan",)),
     not_a_number: ("nan.h5", ("not finite",)),
+    letter: ("letter.h5", ("not a scan",)),
     missing: ("gone.h5", ("no such file",)),
 }
 
@@ -109,11 +113,8 @@ def told_once(window: MainWindow, before: State) -> str:
     return fresh[0].text
 
 
-def test_wrong_scans(
-    make_window: MakeWindow, until: Callable[..., None], open_scan: OpenScan, disc_scan: Path, tmp_path: Path
-) -> None:
-    window = make_window()
-    open_scan(window, disc_scan)
+def test_wrong_scans(lasting_window: MainWindow, until: Callable[..., None], disc_scan: Path, tmp_path: Path) -> None:
+    window = lasting_window
     session, first, pid = window.session, window.session.state, window.session.engine_pid
     for make, (name, words) in WRONG_SCANS.items():
         before = session.state
@@ -133,13 +134,12 @@ def test_wrong_scans(
 
 
 def test_wrong_nexus_of_an_instrument(
-    make_window: MakeWindow, until: Callable[..., None], open_scan: OpenScan, disc_scan: Path, shared_data: Path
+    lasting_window: MainWindow, until: Callable[..., None], shared_data: Path
 ) -> None:
     wrong = shared_data / "hard-hdf5" / "IMAT00008300.nxs"
     if not wrong.is_file():
         pytest.skip(f"{wrong} is not there")
-    window = make_window()
-    open_scan(window, disc_scan)
+    window = lasting_window
     before = window.session.state
     drop(window, wrong)
     until(window, is_idle)
@@ -186,17 +186,14 @@ def mount(folder: Path, options: str) -> None:
 
 @pytest.mark.parametrize("target", ["read_only", "full"])
 def test_wrong_targets(
-    make_window: MakeWindow,
+    lasting_window: MainWindow,
     until: Callable[..., None],
-    open_scan: OpenScan,
-    disc_scan: Path,
     tmp_path: Path,
     target: str,
     request: pytest.FixtureRequest,
 ) -> None:
     folder: Path = request.getfixturevalue(target)
-    window = make_window()
-    open_scan(window, disc_scan)
+    window = lasting_window
     session = window.session
     run, picture = session.state.runs[0].run, session.state.panes[0].picture
     for name, form in (("disc.tif", "tiff"), ("disc-dicom", "dicom")):

@@ -21,12 +21,14 @@ RESOURCES = ROOT / "resources" / "equipoise_resources"
 # A package (formats, preprocess) counts as one module. A new module gets its name in the lowest layer that
 # suits it.
 ENGINE_LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "progress", "acquisition", "volume", "device"}),
+    frozenset({"errors", "progress", "geometry", "acquisition", "volume", "device"}),
     frozenset({"operators", "krylov", "solve"}),
-    frozenset({"formats", "preprocess", "ct", "mri", "groups", "phantoms", "metrics"}),
-    frozenset({"networks", "fixed_point", "equilibrium", "losses", "identifiability", "classical", "measured"}),
+    frozenset({"formats", "preprocess", "projection", "fbp", "ct", "cone", "mri", "noncartesian"})
+    | frozenset({"grappa", "partial_fourier", "groups", "phantoms", "metrics"}),
+    frozenset({"networks", "fixed_point", "equilibrium", "losses", "identifiability", "measured"})
+    | frozenset({"classical", "algebraic", "primal_dual"}),
     frozenset({"objective", "model", "finetune", "diagnostics", "pretrain", "weights", "methods"}),
-    frozenset({"jobs", "reproduce"}),
+    frozenset({"jobs", "reproduce", "bench"}),
     frozenset({"server"}),
     frozenset({"__main__"}),
 )

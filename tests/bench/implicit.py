@@ -39,11 +39,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equipoise_engine.acquisition import ParallelBeam
 from equipoise_engine.classical import starting_image
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.device import device_name
 from equipoise_engine.equilibrium import BackwardReport, BackwardSettings, ForwardSettings
+from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.groups import Transform, rotation_angles
 from equipoise_engine.krylov import gmres
 from equipoise_engine.losses import Reconstruction, equivariance, measurement_consistency, recorrupt
@@ -113,7 +113,7 @@ def build_problem(modality: str, side: int, batch: int, device: torch.device) ->
         views = 5 * side // 16
         step_rad = math.pi / views
         angles = np.linspace(0, np.pi, views, endpoint=False)
-        physics: Physics = ParallelBeamPhysics(ParallelBeam(angles, 1.0, (side - 1) / 2), side)
+        physics: Physics = TomographyPhysics(ParallelBeam(angles, 1.0, (side - 1) / 2), side)
         y = physics.forward(images)
         level = 0.005 * float(y.max())
         y = y + level * physics.noise_like(y, generator)

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from equipoise_engine.acquisition import CtAcquisition
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
+from equipoise_engine.formats import Known
 from equipoise_engine.jobs import open_path
 from equipoise_engine.measured import Undersampling, measure
 from equipoise_engine.methods import BatchResult, run_measured, with_defaults
@@ -46,7 +47,7 @@ class Row:
 
 def compare(path: Path, views_every: int, models: list[Path], slices: int, strengths: list[float]) -> list[Row]:
     """Return the rows of the comparison over evenly spaced slices."""
-    scan = open_path(path, None, unwatched)
+    scan = open_path(path, Known(), unwatched)
     assert isinstance(scan, CtAcquisition)
     device = torch.device("cpu")
     stride = max(1, scan.slices // slices)
@@ -58,7 +59,7 @@ def compare(path: Path, views_every: int, models: list[Path], slices: int, stren
     unseen = torch.ones(views, dtype=torch.bool)
     unseen[::views_every] = False
     everything = full.physics
-    assert isinstance(everything, ParallelBeamPhysics)
+    assert isinstance(everything, TomographyPhysics)
     support = everything.field_of_view
 
     def settings(method: str, **changes: float) -> ReconstructSettings:

@@ -12,8 +12,7 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from equipoise_engine.acquisition import ParallelBeam
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.diagnostics import (
     Estimate,
     Map,
@@ -37,6 +36,7 @@ from equipoise_engine.diagnostics import (
     symmetric_spectrum,
 )
 from equipoise_engine.errors import BadInput, NumericalTrouble, Unsupported
+from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.mri import CartesianPhysics, centred_fft, centred_ifft, undersampling_mask
 from equipoise_engine.networks import ResidualUNet, as_channels, from_channels
 from equipoise_engine.phantoms import random_images
@@ -549,7 +549,7 @@ def test_error_parts_of_cartesian_sampling_are_those_of_the_mask() -> None:
 
 
 def test_error_parts_of_few_views_are_those_of_the_pseudoinverse() -> None:
-    physics = ParallelBeamPhysics(ParallelBeam(np.linspace(0, np.pi, 5, endpoint=False), 1.0, 5.5), 12)
+    physics = TomographyPhysics(ParallelBeam(np.linspace(0, np.pi, 5, endpoint=False), 1.0, 5.5), 12)
     unit = torch.eye(144, dtype=torch.float64).reshape(144, 12, 12)
     matrix = physics(unit).reshape(144, -1).T
     x, error = drawn(2, 12, 12), 0.1 * drawn(2, 12, 12, seed=1)

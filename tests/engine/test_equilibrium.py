@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise_engine.acquisition import ParallelBeam
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.equilibrium import BackwardReport, BackwardSettings, ForwardSettings
 from equipoise_engine.errors import BadInput
+from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.groups import rotate
 from equipoise_engine.losses import measurement_consistency
 from equipoise_engine.model import Architecture, EquilibriumModel
@@ -53,7 +53,7 @@ def build(
     generator = torch.Generator().manual_seed(1)
     if modality == "ct":
         angles = np.linspace(0, np.pi, 7, endpoint=False)
-        physics: Physics = ParallelBeamPhysics(ParallelBeam(angles, 1.0, (side - 1) / 2), side)
+        physics: Physics = TomographyPhysics(ParallelBeam(angles, 1.0, (side - 1) / 2), side)
         return model, physics, torch.randn((2, 7, side), dtype=torch.float64, generator=generator)
     coils = 1 if modality == "single-coil" else 2
     maps = random_coil_maps(coils, side, generator)[None].to(torch.complex128)
@@ -275,7 +275,7 @@ def test_the_map_is_the_root_function_behind_its_preconditioner(fixed_point: str
 def test_the_preconditioner_of_red_keeps_the_fixed_point_and_saves_steps() -> None:
     model, _, _ = build("ct", "red", "gradient-step")
     nn.init.constant_(model.step_logit, -3.0)
-    physics = ParallelBeamPhysics(ParallelBeam(np.linspace(0, np.pi, 40, endpoint=False), 1.0, 15.5), 32)
+    physics = TomographyPhysics(ParallelBeam(np.linspace(0, np.pi, 40, endpoint=False), 1.0, 15.5), 32)
     y = torch.randn((2, 40, 32), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     function = model.map(physics)
     first = function.root(torch.zeros((2, 32, 32), dtype=torch.float64), y).norm()

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from equipoise_engine.acquisition import ParallelBeam
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.errors import BadInput
 from equipoise_engine.finetune import TrainSettings, draw_from, finetune, training_step
+from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.losses import recorrupt
 from equipoise_engine.measured import Measured
 from equipoise_engine.model import Architecture, EquilibriumModel
@@ -36,7 +36,7 @@ def _start() -> Checkpoint:
 @pytest.fixture(scope="module", name="scan")
 def _scan() -> Measured:
     geometry = ParallelBeam(np.linspace(0, np.pi, 10, endpoint=False), 1.0, 15.5)
-    physics = ParallelBeamPhysics(geometry, 32)
+    physics = TomographyPhysics(geometry, 32)
     images = random_images(6, 32, torch.Generator().manual_seed(5))
     return Measured(physics(images), physics, math.pi / 10)
 

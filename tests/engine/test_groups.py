@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise_engine.acquisition import ParallelBeam
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.errors import BadInput
+from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.groups import Transform, TransformedPhysics, draw, rotate, rotation_angles, virtual
 from equipoise_engine.identifiability import information
 from equipoise_engine.mri import CartesianPhysics, undersampling_mask
@@ -157,8 +157,8 @@ def test_an_unknown_group_is_refused() -> None:
         draw("rotation+scale", 1, torch.Generator(), shape=(8, 8))
 
 
-def parallel(views: int, side: int) -> ParallelBeamPhysics:
-    return ParallelBeamPhysics(ParallelBeam(np.linspace(0, np.pi, views, endpoint=False), 1.0, (side - 1) / 2), side)
+def parallel(views: int, side: int) -> TomographyPhysics:
+    return TomographyPhysics(ParallelBeam(np.linspace(0, np.pi, views, endpoint=False), 1.0, (side - 1) / 2), side)
 
 
 def cartesian(side: int, acceleration: int) -> CartesianPhysics:
@@ -172,7 +172,7 @@ def test_a_scanner_turned_back_measures_the_turned_object(degrees: float) -> Non
     physics = parallel(30, 64)
     angle = torch.tensor([math.radians(degrees)], dtype=torch.float64)
     turned = virtual(physics, Transform(angle_rad=angle))
-    assert isinstance(turned, ParallelBeamPhysics)
+    assert isinstance(turned, TomographyPhysics)
     expected = TransformedPhysics(physics, Transform(angle_rad=angle)).forward(image)
     wrong = virtual(physics, Transform(angle_rad=-angle)).forward(image)
     size = torch.linalg.vector_norm(expected)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from equipoise_engine.acquisition import ParallelBeam
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
+from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.groups import Transform, draw, rotate
 from equipoise_engine.losses import (
     NoiseLevel,
@@ -36,8 +36,8 @@ from equipoise_engine.phantoms import random_coil_maps
 DRAWS = 3000
 
 
-def parallel(views: int = 9, side: int = 10) -> ParallelBeamPhysics:
-    return ParallelBeamPhysics(ParallelBeam(np.linspace(0, np.pi, views, endpoint=False), 1.0, (side - 1) / 2), side)
+def parallel(views: int = 9, side: int = 10) -> TomographyPhysics:
+    return TomographyPhysics(ParallelBeam(np.linspace(0, np.pi, views, endpoint=False), 1.0, (side - 1) / 2), side)
 
 
 def cartesian(side: int = 8, acceleration: int = 2, coils: int = 2) -> CartesianPhysics:
@@ -157,7 +157,7 @@ def test_the_pair_is_solved_in_one_batch_with_an_operator_for_each_sample() -> N
     torch.testing.assert_close(terms.x_hat, linear(y * physics.mask, physics))
 
 
-def transmission(photons: float, readout: float) -> tuple[ParallelBeamPhysics, Tensor, Tensor]:
+def transmission(photons: float, readout: float) -> tuple[TomographyPhysics, Tensor, Tensor]:
     """Return physics, noise-free attenuation `(1, view, column)` up to 2.5, and many noisy measurements of it."""
     physics = parallel(9, 10)
     clean = physics.forward(0.6 * smooth(10))

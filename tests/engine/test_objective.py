@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from equipoise_engine.acquisition import ParallelBeam
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.equilibrium import ForwardSettings
 from equipoise_engine.errors import BadInput
 from equipoise_engine.finetune import TrainSettings, finetune, training_step
+from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.losses import measurement_consistency
 from equipoise_engine.measured import Measured
 from equipoise_engine.model import EquilibriumModel
@@ -33,7 +33,7 @@ def simulate(modality: str, noise: float = 0.02) -> Measured:
     generator = torch.Generator().manual_seed(5)
     truth = random_images(2, SIDE, generator)
     if modality == "ct":
-        physics = ParallelBeamPhysics(ParallelBeam(np.linspace(0, np.pi, 12, endpoint=False), 1.0, 15.5), SIDE)
+        physics = TomographyPhysics(ParallelBeam(np.linspace(0, np.pi, 12, endpoint=False), 1.0, 15.5), SIDE)
         y = physics(truth)
         deviation = noise * float(y.max())
         return Measured(

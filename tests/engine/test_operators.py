@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from equipoise_engine.acquisition import ParallelBeam
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.cone import ConeBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.errors import BadInput
+from equipoise_engine.geometry import ConeBeam, FanBeam, NonCartesian, ParallelBeam
 from equipoise_engine.groups import Transform, virtual
 from equipoise_engine.mri import CartesianPhysics, undersampling_mask
+from equipoise_engine.noncartesian import NonCartesianPhysics, radial_trajectory
 from equipoise_engine.operators import LinearOperator, Physics, adjoint_error, adjoint_tolerance, operator_norm
 from equipoise_engine.phantoms import random_coil_maps
 
 
-def parallel(views: int, columns: int, centre: float, size: int | None = None, turn: float = np.pi) -> Physics:
+def parallel(
+    views: int, columns: int, centre: float, size: int | None = None, turn: float = np.pi, **settings: Any
+) -> Physics:
     angles = np.linspace(0.1, 0.1 + turn, views, endpoint=False)
-    return ParallelBeamPhysics(ParallelBeam(angles, 0.7, centre), columns, size)
+    return TomographyPhysics(ParallelBeam(angles, 0.7, centre), columns, size, **settings)
+
+
+def fan(views: int, columns: int, **changed: Any) -> Physics:
+    angles = np.linspace(0.1, 0.1 + 2 * np.pi, views, endpoint=False)
+    settings = {"centre_px": (columns - 1) / 2 + 0.4} | changed
+    return TomographyPhysics(FanBeam(angles, 60.0, 95.0, 1.1, **settings), columns, columns + 3)
+
+
+def cone(views: int, rows: int, columns: int, **changed: Any) -> Physics:
+    angles = np.linspace(0.1, 0.1 + 2 * np.pi, views, endpoint=False)
+    geometry = ConeBeam(angles, 60.0, 95.0, 1.1, 1.3, (rows - 1) / 2, (columns - 1) / 2 - 0.3, **changed)
+    return ConeBeamPhysics(geometry, (rows, columns))
+
+
+def radial(spokes: int, samples: int, rows: int, columns: int, coils: int) -> Physics:
+    maps = random_coil_maps(coils, max(rows, columns), torch.Generator().manual_seed(1))[None, :, :rows, :columns]
+    trajectory = radial_trajectory(spokes, samples, (rows, columns))
+    return NonCartesianPhysics(maps.to(torch.complex128), NonCartesian(trajectory, (rows, columns), (1.0, 1.0)))
+
+
+def two_sets(rows: int, columns: int, coils: int) -> Physics:
+    first = cartesian(rows, columns, coils)
+    assert isinstance(first, CartesianPhysics)
+    maps = torch.stack([0.8 * first.maps[0], 0.6 * first.maps[0].roll(3, -1).flip(0)])[None]
+    return CartesianPhysics(maps, first.mask)
 
 
 def cartesian(rows: int, columns: int, coils: int) -> Physics:
@@ -51,7 +82,23 @@ OPERATORS = {
     "parallel, transformed": lambda: transformed(parallel(15, 24, 11.5), 2.1, (3, -5)),
     "Cartesian, some lines": lambda: cartesian(24, 24, 3).thinned(split(cartesian(24, 24, 3))),
     "Cartesian, transformed": lambda: transformed(cartesian(20, 26, 2), -0.8, (4, 1)),
+    "parallel, strips": lambda: parallel(12, 24, 11.3, footprint="strip", engine="matrix-free"),
+    "parallel, strips in a matrix": lambda: parallel(12, 24, 11.3, footprint="strip", engine="sparse"),
+    "parallel, a matrix": lambda: parallel(15, 31, 14.2, engine="sparse"),
+    "half-acquisition": lambda: parallel(24, 21, 4.4, turn=2 * np.pi),
+    "fan, flat": lambda: fan(15, 24),
+    "fan, curved": lambda: fan(14, 25, detector="curved"),
+    "fan, tilted detector": lambda: fan(13, 24, yaw_rad=0.2),
+    "fan, turned": lambda: turned(fan(15, 24), 0.61),
+    "fan, some views": lambda: fan(18, 24).thinned(torch.arange(18) % 3 > 0),
+    "cone": lambda: cone(9, 7, 16),
+    "cone, tilted detector": lambda: cone(8, 6, 15, roll_rad=0.05, pitch_rad=0.1, yaw_rad=-0.08),
+    "cone, turned": lambda: turned(cone(9, 6, 14), 0.61),
+    "radial": lambda: radial(17, 40, 24, 24, 3),
+    "radial, not square": lambda: radial(15, 40, 20, 26, 2),
+    "radial, some spokes": lambda: radial(18, 40, 24, 24, 2).thinned(torch.arange(18) % 3 > 0),
     "Cartesian": lambda: cartesian(24, 24, 3),
+    "Cartesian, two sets of maps": lambda: two_sets(20, 24, 3),
     "Cartesian, not square": lambda: cartesian(21, 30, 2),
     "Cartesian, one coil": lambda: cartesian(16, 16, 1),
 }

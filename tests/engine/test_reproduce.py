@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from equipoise_engine.ct import ParallelBeamPhysics
+from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.errors import BadInput
 from equipoise_engine.metrics import psnr
 from equipoise_engine.reproduce.command import Comparison, read_result, run
@@ -82,7 +82,7 @@ def test_the_direct_image_is_that_of_filtered_back_projection_and_differentiable
     preset = replace(PRESETS["ct", "tiny"], side=48, views=40, noise=0.0, training_images=1)
     problem = build(preset, CPU)
     physics = problem.test.physics
-    assert isinstance(physics, ParallelBeamPhysics)
+    assert isinstance(physics, TomographyPhysics)
     y = problem.test.y.double().requires_grad_()
     image = direct_image(physics, y)
     with torch.no_grad():

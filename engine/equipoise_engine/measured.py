@@ -23,7 +23,7 @@ from equipoise_engine.operators import Physics
 from equipoise_engine.preprocess.attenuation import attenuation
 from equipoise_engine.preprocess.coils import calibration_size, coil_map_sets, coil_maps, walsh_maps
 from equipoise_engine.preprocess.compression import compression
-from equipoise_engine.preprocess.whitening import noise_covariance, whitened, whitening_matrix
+from equipoise_engine.preprocess.whitening import noise_covariance, outermost, whitened, whitening_matrix
 from equipoise_engine.projection.projector import Footprint
 
 
@@ -161,7 +161,7 @@ def kspace_of(
             geometry = replace(scan.geometry, trajectory=np.ascontiguousarray(trajectory[::step]), density=kept)
             kspace = kspace[:, :, ::step]
     if model.prewhiten or model.virtual_coils:
-        kspace = np.stack([_combined_coils(one, geometry, model) if one.any() else one for one in kspace])
+        kspace = np.stack([_combined_coils(one, geometry, model) for one in kspace])
     return torch.from_numpy(np.ascontiguousarray(kspace)), geometry
 
 
@@ -169,9 +169,11 @@ def _combined_coils(
     kspace: NDArray[np.complex64], geometry: Cartesian | NonCartesian, model: Modelling
 ) -> NDArray[np.complex64]:
     """Return k-space `(coil, ...)` of one slice with whitened coils, or fewer of them."""
+    if not kspace.any():
+        return kspace[: model.virtual_coils or kspace.shape[0]]
     if model.prewhiten:
-        outer = kspace[:, _outermost(geometry).numpy()]
-        kspace = whitened(kspace, whitening_matrix(noise_covariance(outer)), axis=0)
+        covariance = noise_covariance(kspace[:, outermost(geometry)])
+        kspace = whitened(kspace, whitening_matrix(covariance), axis=0)
     if model.virtual_coils:
         kspace = compression(kspace, virtual_coils=model.virtual_coils).apply(kspace, axis=0)
     return kspace.astype(np.complex64)
@@ -257,21 +259,8 @@ def kspace_noise(kspace: Tensor, geometry: Cartesian | NonCartesian) -> float:
     filled = kspace[kspace.abs().amax(dim=(1, 2, 3)) > 0]
     if filled.shape[0] == 0:
         return 0.0
-    return float(filled[..., _outermost(geometry)].abs().median()) / math.sqrt(2 * math.log(2))
-
-
-def _outermost(geometry: Cartesian | NonCartesian) -> Tensor:
-    """Return which samples are among the outermost tenth, bool, shaped as the samples of a coil."""
-    if isinstance(geometry, Cartesian):
-        mask = torch.from_numpy(geometry.sampled)
-        rows, columns = mask.shape
-        y = (torch.arange(rows) - rows // 2) / (rows / 2)
-        x = (torch.arange(columns) - columns // 2) / (columns / 2)
-        radius = torch.sqrt(y[:, None] ** 2 + x[None, :] ** 2)
-    else:
-        radius = torch.from_numpy(np.linalg.norm(geometry.trajectory / (0.5 * np.array(geometry.matrix)), axis=-1))
-        mask = torch.ones_like(radius, dtype=torch.bool)
-    return mask & (radius >= torch.quantile(radius[mask], 0.9))
+    outer = torch.from_numpy(outermost(geometry))
+    return float(filled[..., outer].abs().median()) / math.sqrt(2 * math.log(2))
 
 
 def _equal_step(angles: NDArray[np.float64]) -> float | None:

@@ -258,6 +258,10 @@ def test_fewer_coils_hold_nearly_all_and_whitening_makes_them_alike() -> None:
     assert float((found - reconstruct(scan, method="sense", accelerate=2).image).norm() / found.norm()) < 0.1
     generator = np.random.default_rng(0)
     mixing = np.eye(6) + 0.5 * generator.normal(size=(6, 6))
+    some = replace(scan, kspace=np.concatenate([np.zeros_like(scan.kspace), scan.kspace]))
+    both = reconstruct(some, slice(0, 2), method="zerofilled", virtual_coils=5, prewhiten=True).image
+    assert not both[0].any()
+    assert both[1].any()
     parts = generator.normal(size=(2, 6, 48, 48))
     noise = np.einsum("cd,dyx->cyx", mixing, parts[0] + 1j * parts[1])
     loud = replace(scan, kspace=(1e-3 * noise)[None].astype(np.complex64))

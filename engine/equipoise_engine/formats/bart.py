@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from equipoise_engine.acquisition import Match, MriAcquisition
@@ -25,6 +24,7 @@ from equipoise_engine.formats.kspace import (
     sampling_warnings,
 )
 from equipoise_engine.geometry import Cartesian
+from equipoise_engine.preprocess.kspace import to_image
 
 START = b"# Dimensions"
 MAX_HEADER_BYTES = 1 << 16
@@ -130,9 +130,7 @@ class _Transformed:
     def _slices(self) -> NDArray[np.complex64]:
         slices = np.empty(self._values.shape, dtype=np.complex64, order="F")
         for coil in range(self._values.shape[-1]):  # coil by coil, as they lie in the file
-            shifted = scipy.fft.ifftshift(self._values[..., coil], axes=0)
-            image = scipy.fft.ifft(shifted, axis=0, norm="ortho", overwrite_x=True)
-            slices[..., coil] = scipy.fft.fftshift(image, axes=0)
+            slices[..., coil] = to_image(self._values[..., coil], (0,))
         return slices
 
 

@@ -6,6 +6,7 @@ Source: Zbontar et al. 2018, fastMRI: an open dataset and benchmarks for acceler
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import Match, MriAcquisition, Samples
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.hdf5 import Stored, check_dataset, check_memory, find, read_text, text_of
+from equipoise_engine.formats.kspace import Slices, measured_positions, sampling_warnings
 from equipoise_engine.geometry import Cartesian
+from equipoise_engine.preprocess.kspace import embedded, without_oversampling
 
 MAX_HEADER_BYTES = 4 << 20
 
@@ -53,7 +56,7 @@ def read_fastmri(file: h5py.File, path: Path) -> MriAcquisition:
     check_memory(coils * rows * columns * 8 * 4, f"one slice of {path.name} ({coils} coils of {rows} x {columns})")
     matched = [Match("k-space", "kspace", stored_shape, reason)]
 
-    measured = _measured(kspace, path)
+    measured = measured_positions(kspace, path)
     mask = _mask(file, path, (rows, columns))
     if mask is None:
         sampled = measured
@@ -66,27 +69,88 @@ def read_fastmri(file: h5py.File, path: Path) -> MriAcquisition:
         matched.append(Match("sampling mask", "mask", tuple(int(n) for n in dataset.shape), f"lies along {axis}"))
     if not sampled.any():
         raise BadInput(f"{path.name}: no k-space position was measured: all values are zero")
-    share = float(sampled.mean())
-    if share < 0.999:
-        warnings.append(f"{100 * share:.1f} % of the k-space positions were measured; the others are zero.")
-    if coils == 1:
-        warnings.append("There is one receive coil: missing lines cannot be made up for by coil sensitivities.")
-    field, slice_mm, header = _header(file, path, (rows, columns))
+    warnings += sampling_warnings(sampled, coils)
+    header = _header(file, path, (rows, columns))
+    laid: Samples = kspace
     if header is not None:
-        matched.append(header)
+        matched.append(header.match)
+        if (rows, columns) != header.encoded or header.pixels != header.encoded[header.readout]:
+            laid, sampled = _laid_out(kspace, sampled, header)
+            matched.append(_layout(header, (rows, columns)))
+    field = header.field if header is not None else (float(rows), float(columns))
     return MriAcquisition(
         path=path,
         format="fastMRI-style HDF5",
-        kspace=kspace,
+        kspace=laid,
         geometry=Cartesian(
             sampled=sampled,
-            field_of_view_mm=field if field is not None else (float(rows), float(columns)),
-            slice_mm=slice_mm,
-            calibrated=field is not None,
+            field_of_view_mm=field,
+            slice_mm=1.0 if header is None else header.slice_mm,
+            calibrated=header is not None,
         ),
         matched=tuple(matched),
         warnings=tuple(warnings),
     )
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the header says about a slice.
+
+    Parameters
+    ----------
+    encoded
+        Size of the encoded k-space `(ky, kx)`.
+    centre
+        Index of zero frequency in the stored k-space `(ky, kx)`.
+    readout
+        Axis of the readout, 0 or 1.
+    pixels
+        Pixels along the readout that the image keeps.
+    field
+        Extent of the image `(y, x)`, mm.
+    slice_mm
+        Distance between slices.
+    match
+        Where it was found.
+    """
+
+    encoded: tuple[int, int]
+    centre: tuple[int, int]
+    readout: int
+    pixels: int
+    field: tuple[float, float]
+    slice_mm: float
+    match: Match
+
+
+def _laid_out(kspace: Samples, sampled: NDArray[np.bool_], header: _Header) -> tuple[Slices, NDArray[np.bool_]]:
+    """Return k-space in the encoded matrix, without what the readout was oversampled, and where it was sampled."""
+    axis = header.readout - 2
+    _, mask = embedded(np.zeros(sampled.shape, np.complex64), header.encoded, header.centre, sampled=sampled)
+    crops = header.pixels != header.encoded[header.readout]
+    if crops:
+        shape = [*header.encoded]
+        shape[header.readout] = header.pixels
+        mask = np.broadcast_to(mask.any(axis=axis, keepdims=True), shape).copy()
+
+    def load(index: int) -> NDArray[np.complex64]:
+        plane, _ = embedded(np.asarray(kspace[index]), header.encoded, header.centre)
+        if crops:
+            plane = without_oversampling(plane, axis, header.pixels)
+        return np.ascontiguousarray(plane * mask, dtype=np.complex64)
+
+    return Slices(load, (kspace.shape[0], kspace.shape[1], *mask.shape)), mask
+
+
+def _layout(header: _Header, stored: tuple[int, int]) -> Match:
+    rows, columns = header.encoded
+    told = []
+    if stored != header.encoded:
+        told.append(f"{stored[0]} x {stored[1]} samples laid into the encoded {rows} x {columns}")
+    if header.pixels != header.encoded[header.readout]:
+        told.append(f"of {header.encoded[header.readout]} pixels along the readout the middle {header.pixels} kept")
+    return Match("matrix", "ismrmrd_header", header.encoded, "; ".join(told))
 
 
 def _reference_slices(file: h5py.File, path: Path) -> int:
@@ -96,24 +160,6 @@ def _reference_slices(file: h5py.File, path: Path) -> int:
         if isinstance(item, h5py.Dataset) and item.ndim == 3:
             return int(item.shape[0])
     return 0
-
-
-def _measured(kspace: Samples, path: Path) -> NDArray[np.bool_]:
-    """Return where any coil of the first, middle or last slice is not zero, `(ky, kx)`."""
-    slices, _, rows, columns = kspace.shape
-    measured = np.zeros((rows, columns), dtype=bool)
-    for index in sorted({0, slices // 2, slices - 1}):
-        values = np.asarray(kspace[index])
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            first = (index, *(int(n) for n in bad[0]))
-            raise BadInput(
-                f"{path.name}: {len(bad)} of {values.size} k-space values of slice {index} are not finite;"
-                f" the first is at (slice, coil, ky, kx) = {first}",
-                "Export the raw data again.",
-            )
-        measured |= (values != 0).any(axis=0)
-    return measured
 
 
 def _mask(file: h5py.File, path: Path, plane: tuple[int, int]) -> tuple[h5py.Dataset, NDArray[np.bool_], str] | None:
@@ -136,36 +182,58 @@ def _mask(file: h5py.File, path: Path, plane: tuple[int, int]) -> tuple[h5py.Dat
     )
 
 
-def _header(
-    file: h5py.File, path: Path, plane: tuple[int, int]
-) -> tuple[tuple[float, float] | None, float, Match | None]:
-    """Return field of view `(y, x)` in mm, slice distance in mm, and where it was found."""
+def _header(file: h5py.File, path: Path, plane: tuple[int, int]) -> _Header | None:
+    """Return what the header says, or None where there is none that does."""
     item = find(file, "ismrmrd_header", path)
     if isinstance(item, h5py.Dataset) and item.size == 1:
         text = read_text(item, path)
     elif "ismrmrd_header" in file.attrs:
         text = text_of(file.attrs["ismrmrd_header"])
     else:
-        return None, 1.0, None
+        return None
     if len(text) > MAX_HEADER_BYTES or "<!DOCTYPE" in text:
-        return None, 1.0, None
+        return None
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError:
-        return None, 1.0, None
-    space = root.find(".//{*}encoding/{*}encodedSpace")
+        return None
+    space = _space(root, "encodedSpace")
     if space is None:
-        return None, 1.0, None
+        return None
+    extent, matrix = space
+    # The readout, x in the header, lies along ky in fastMRI files, unless the matrix fits only the other way.
+    turned = matrix[0] == plane[1] and matrix[0] != plane[0]
+    readout = 1 if turned else 0
+    field = [extent[1], extent[0]] if turned else [extent[0], extent[1]]
+    encoded = (matrix[1], matrix[0]) if turned else (matrix[0], matrix[1])
+    # a header that does not fit the readout tells nothing about the matrix
+    if encoded[readout] != plane[readout] or encoded[1 - readout] < plane[1 - readout]:
+        encoded = plane
+    centre = [plane[0] // 2, plane[1] // 2]
+    if encoded != plane:
+        first = root.findtext(".//{*}encoding/{*}encodingLimits/{*}kspace_encoding_step_1/{*}center", "")
+        centre[1 - readout] = int(first) if first.isdigit() else centre[1 - readout]
+        if not 0 <= centre[1 - readout] < plane[1 - readout]:
+            encoded, centre = plane, [plane[0] // 2, plane[1] // 2]
+    pixels = encoded[readout]
+    kept = _space(root, "reconSpace")
+    if kept is not None and 0 < kept[0][0] < 0.95 * extent[0]:
+        pixels = max(1, round(pixels * kept[0][0] / extent[0]))
+        field[readout] = kept[0][0]
+    thick = extent[2] / max(matrix[2], 1) if np.isfinite(extent[2]) and extent[2] > 0 else 1.0
+    reason = f"encoded field of view {extent[0]:g} x {extent[1]:g} mm; readout along {'kx' if turned else 'ky'}"
+    match = Match("field of view", "ismrmrd_header", (), reason)
+    return _Header(encoded, (centre[0], centre[1]), readout, pixels, (field[0], field[1]), thick, match)
+
+
+def _space(root: ElementTree.Element, name: str) -> tuple[list[float], list[int]] | None:
+    """Return extent (mm) and matrix along x, y, z of the encoded or the reconstructed space, None without them."""
+    space = root.find(f".//{{*}}encoding/{{*}}{name}")
+    if space is None:
+        return None
     try:
         extent = [float(space.findtext(f"{{*}}fieldOfView_mm/{{*}}{axis}", "nan")) for axis in "xyz"]
         matrix = [int(space.findtext(f"{{*}}matrixSize/{{*}}{axis}", "0")) for axis in "xyz"]
     except ValueError:
-        return None, 1.0, None
-    if not all(np.isfinite(extent[:2])) or min(extent[:2]) <= 0:
-        return None, 1.0, None
-    # The readout, x in the header, lies along ky in fastMRI files, unless the matrix fits only the other way.
-    turned = matrix[0] == plane[1] and matrix[0] != plane[0]
-    field = (extent[1], extent[0]) if turned else (extent[0], extent[1])
-    thick = extent[2] / max(matrix[2], 1) if np.isfinite(extent[2]) and extent[2] > 0 else 1.0
-    reason = f"encoded field of view {extent[0]:g} x {extent[1]:g} mm; readout along {'kx' if turned else 'ky'}"
-    return field, thick, Match("field of view", "ismrmrd_header", (), reason)
+        return None
+    return (extent, matrix) if all(np.isfinite(extent[:2])) and min(extent[:2]) > 0 else None

@@ -74,7 +74,7 @@ def measured_positions(kspace: Samples, path: Path) -> NDArray[np.bool_]:
     measured = np.zeros((rows, columns), dtype=bool)
     for index in sorted({0, slices // 2, slices - 1}):
         values = np.asarray(kspace[index])
-        check_finite(values, path, f"slice {index}")
+        check_finite(values, path, f"slice {index} (coil, ky, kx)")
         measured |= (values != 0).any(axis=0)
     if not measured.any():
         raise BadInput(f"{path.name}: no k-space position was measured: all values are zero")

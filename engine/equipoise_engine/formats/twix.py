@@ -23,6 +23,7 @@ from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.kspace import Slices, centre_warnings, check_finite, sampling_warnings
 from equipoise_engine.geometry import Cartesian
+from equipoise_engine.preprocess.kspace import without_oversampling
 
 MAX_MEASUREMENTS = 64
 MAX_HEADER_BYTES = 256 << 20
@@ -218,7 +219,7 @@ def _read(path: Path) -> MriAcquisition:
             count[line.row + shift] += 1
         plane /= np.maximum(count, 1)[:, None]
         check_finite(plane, path, f"slice {index} (coil, ky, kx)")
-        return _without_oversampling(plane, base) * sampled
+        return (plane if full == base else without_oversampling(plane, -1, base)) * sampled
 
     kspace = Slices(load, (len(order), readout.channels, rows, base))
     thickness = float(extent.get("dThickness", 1.0))
@@ -348,17 +349,6 @@ def _samples(values: NDArray[np.uint8], line: _Line, readout: _Readout) -> NDArr
     first = line.position + readout.before
     block = values[first : line.position + readout.size].reshape(readout.channels, -1)
     return np.ascontiguousarray(block[:, readout.between :]).view("<c8")
-
-
-def _without_oversampling(plane: NDArray[np.complex64], columns: int) -> NDArray[np.complex64]:
-    """Return k-space `(coil, ky, kx)` of the middle columns of the image."""
-    full = plane.shape[-1]
-    if full == columns:
-        return plane
-    first = full // 2 - columns // 2
-    image = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(plane, axes=-1), norm="ortho"), axes=-1)
-    image = np.fft.ifftshift(image[..., first : first + columns], axes=-1)
-    return np.fft.fftshift(np.fft.fft(image, norm="ortho"), axes=-1).astype(np.complex64)
 
 
 def _line_warnings(header: dict[str, Any], lines: _Lines) -> list[str]:

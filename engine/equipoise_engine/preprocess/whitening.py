@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from equipoise_engine.errors import BadInput
+from equipoise_engine.geometry import Cartesian, MriGeometry
 from equipoise_engine.preprocess.kspace import ComplexArray, coil_combinations
 
 SAMPLES_PER_COIL = 4
@@ -51,32 +52,27 @@ def noise_covariance(samples: ComplexArray) -> NDArray[np.complex128]:
     return np.atleast_2d(np.cov(samples.astype(np.complex128, copy=False)))
 
 
-def outer_covariance(kspace: ComplexArray, sampled: NDArray[np.bool_]) -> NDArray[np.complex128]:
-    """Return the noise covariance `(coil, coil)`, complex128, from the outermost tenth of the sampled positions.
+def outermost(geometry: MriGeometry) -> NDArray[np.bool_]:
+    """Return which samples are among the outermost tenth, where there is hardly any signal, bool.
 
     For scans without a noise measurement. What signal there is at the edge of k-space enters, so that the noise is
-    rather over- than underestimated.
-
-    Parameters
-    ----------
-    kspace
-        `(coil, ky, kx)`, complex, zero frequency at index `n // 2`.
-    sampled
-        `(ky, kx)`, bool.
+    rather over- than underestimated. Shaped as the samples of a coil: `(ky, kx)`, or `(readout, sample)`.
 
     Raises
     ------
     BadInput
-        The mask does not fit, or the outermost tenth has fewer than four samples a coil.
+        Nothing was sampled.
     """
-    if kspace.ndim != 3 or sampled.shape != kspace.shape[1:]:
-        raise BadInput(f"a mask of {sampled.shape} does not fit k-space of shape {kspace.shape}")
+    if isinstance(geometry, Cartesian):
+        sampled = geometry.sampled
+        y, x = ((np.arange(size) - size // 2) / (size / 2) for size in sampled.shape)
+        radius = np.hypot(y[:, None], x[None, :])
+    else:
+        radius = np.linalg.norm(geometry.trajectory / (0.5 * np.array(geometry.matrix)), axis=-1)
+        sampled = np.ones(radius.shape, dtype=np.bool_)
     if not sampled.any():
         raise BadInput("no position of k-space was sampled")
-    y, x = ((np.arange(size) - size // 2) / (size / 2) for size in sampled.shape)
-    radius = np.hypot(y[:, None], x[None, :])
-    outer = sampled & (radius >= np.quantile(radius[sampled], 1 - OUTER_SHARE))
-    return noise_covariance(kspace[:, outer])
+    return np.asarray(sampled & (radius >= np.quantile(radius[sampled], 1 - OUTER_SHARE)))
 
 
 def whitening_matrix(covariance: NDArray[np.complex128]) -> NDArray[np.complex128]:

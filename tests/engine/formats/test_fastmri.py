@@ -12,6 +12,7 @@ import pytest
 from equipoise_engine.acquisition import MriAcquisition
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats import read
+from equipoise_engine.geometry import Cartesian
 
 Maker = Callable[..., Path]
 HEADER = (
@@ -100,7 +101,7 @@ def test_a_header_that_says_nothing_is_passed_over(fastmri: Maker, header: str) 
 def test_values_that_are_not_finite_are_named(fastmri: Maker) -> None:
     kspace = _noise(2, 3, 10, 8)
     kspace[1, 2, 4, 6] = np.nan
-    with pytest.raises(BadInput, match=r"1 of 240 .* slice 1 .* \(slice, coil, ky, kx\) = \(1, 2, 4, 6\)"):
+    with pytest.raises(BadInput, match=r"1 of 240 .* slice 1 \(coil, ky, kx\) .* at \(2, 4, 6\)"):
         read(fastmri(kspace=kspace))
 
 
@@ -120,3 +121,40 @@ def test_damaged_kspace_is_named(fastmri: Maker) -> None:
         file["kspace"] = h5py.SoftLink("/nowhere")
     with pytest.raises(BadInput, match="link to /nowhere, which is missing"):
         read(path)
+
+
+SPACES = (
+    '<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>'
+    "<encodedSpace><matrixSize><x>16</x><y>12</y><z>1</z></matrixSize>"
+    "<fieldOfView_mm><x>400</x><y>240</y><z>5</z></fieldOfView_mm></encodedSpace>"
+    "<reconSpace><matrixSize><x>8</x><y>12</y><z>1</z></matrixSize>"
+    "<fieldOfView_mm><x>{kept}</x><y>240</y><z>5</z></fieldOfView_mm></reconSpace>"
+    "<encodingLimits><kspace_encoding_step_1><minimum>0</minimum><maximum>8</maximum><center>{centre}</center>"
+    "</kspace_encoding_step_1></encodingLimits></encoding></ismrmrdHeader>"
+)
+
+
+def _image(kspace: np.ndarray) -> np.ndarray:
+    shifted = np.fft.ifftshift(kspace, axes=(-2, -1))
+    return np.asarray(np.fft.fftshift(np.fft.ifft2(shifted, norm="ortho"), axes=(-2, -1)))
+
+
+def test_what_the_readout_was_oversampled_is_taken_off(fastmri: Maker) -> None:
+    kspace = _noise(2, 3, 16, 12)
+    scan = _read(fastmri(kspace=kspace, ismrmrd_header=SPACES.format(kept=200, centre=6)))
+    assert scan.shape == (2, 3, 8, 12)
+    assert isinstance(scan.geometry, Cartesian)
+    assert scan.geometry.field_of_view_mm == (200.0, 240.0)
+    np.testing.assert_allclose(_image(scan.kspace[1]), _image(kspace[1])[:, 4:12], atol=1e-5)
+    assert any(match.role == "matrix" and "middle 8 kept" in match.reason for match in scan.matched)
+
+
+def test_lines_that_were_not_encoded_are_laid_out_around_the_centre(fastmri: Maker) -> None:
+    kspace = _noise(1, 3, 16, 9)
+    scan = _read(fastmri(kspace=kspace, ismrmrd_header=SPACES.format(kept=400, centre=3)))
+    assert scan.shape == (1, 3, 16, 12)
+    assert isinstance(scan.geometry, Cartesian)
+    assert scan.geometry.sampled.any(axis=0).tolist() == [False] * 3 + [True] * 9
+    # the line 3 of the file is the one of zero frequency, line 6 of 12
+    np.testing.assert_array_equal(scan.kspace[0][..., 3:], kspace[0])
+    assert not scan.kspace[0][..., :3].any()

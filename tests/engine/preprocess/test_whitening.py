@@ -11,7 +11,8 @@ import sigpy.mri.util
 from equipoise_engine.acquisition import MriAcquisition
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats import read
-from equipoise_engine.preprocess.whitening import noise_covariance, outer_covariance, whitened, whitening_matrix
+from equipoise_engine.geometry import Cartesian, NonCartesian
+from equipoise_engine.preprocess.whitening import noise_covariance, outermost, whitened, whitening_matrix
 
 
 def _white(*shape: int) -> np.ndarray:
@@ -63,7 +64,7 @@ def test_noise_is_found_at_the_edge_of_kspace() -> None:
     kspace = (np.linalg.cholesky(covariance) @ _white(3, 128 * 120)).reshape(3, 128, 120)
     sampled = np.arange(128)[:, None] % 2 == np.zeros(120)
     kspace[:, 40:90, 30:90] += 100.0
-    found = outer_covariance(np.where(sampled, kspace, 0), sampled)
+    found = noise_covariance(np.where(sampled, kspace, 0)[:, outermost(Cartesian(sampled, (1.0, 1.0)))])
     size = np.sqrt(np.outer(covariance.diagonal().real, covariance.diagonal().real))
     np.testing.assert_allclose(found / size, covariance / size, rtol=0, atol=0.1)
 
@@ -78,7 +79,15 @@ def test_too_few_samples_are_refused() -> None:
     with pytest.raises(BadInput, match="3 noise samples are not finite"):
         noise_covariance(np.where(np.arange(30) < 3, np.nan, _white(1, 30)))
     with pytest.raises(BadInput, match="no position"):
-        outer_covariance(_white(2, 8, 8), np.zeros((8, 8), bool))
+        outermost(Cartesian(np.zeros((8, 8), bool), (1.0, 1.0)))
+
+
+def test_the_outermost_samples_of_a_spoke_are_its_ends() -> None:
+    radius = np.linspace(-16, 16, 41)
+    trajectory = np.stack([radius, 0 * radius], axis=-1)[None]
+    outer = outermost(NonCartesian(trajectory, (32, 32), (1.0, 1.0)))
+    assert outer[0, [0, 1, 39, 40]].all()
+    assert not outer[0, 4:37].any()
 
 
 def test_singular_covariances_are_refused() -> None:
@@ -96,8 +105,8 @@ def test_singular_covariances_are_refused() -> None:
 def test_a_measured_brain_is_whitened(shared_data: Path) -> None:
     scan = read(shared_data / "derived" / "brain8ch_fastmri_like.h5")
     assert isinstance(scan, MriAcquisition)
-    kspace, sampled = np.asarray(scan.kspace[0]), scan.geometry.sampled
-    before = outer_covariance(kspace, sampled)
+    kspace, outer = np.asarray(scan.kspace[0]), outermost(scan.geometry)
+    before = noise_covariance(kspace[:, outer])
     assert np.linalg.cond(before) > 3
-    after = outer_covariance(whitened(kspace, whitening_matrix(before)), sampled)
+    after = noise_covariance(whitened(kspace, whitening_matrix(before))[:, outer])
     np.testing.assert_allclose(after, np.eye(8), rtol=0, atol=1e-5)

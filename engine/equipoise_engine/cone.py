@@ -15,12 +15,12 @@ from torch import Tensor
 
 from equipoise_engine.errors import BadInput
 from equipoise_engine.fbp import (
-    angular_weights,
     covers_full_turn,
     filter_rows,
+    margins,
     padded_length,
     ramp_spectrum,
-    redundancy,
+    ray_arcs,
 )
 from equipoise_engine.geometry import ConeBeam, VectorGeometry
 from equipoise_engine.operators import Physics, leading_eigenpair
@@ -281,14 +281,11 @@ def feldkamp(
     centre = _usable_centre(geometry, columns)
     _check_room(geometry, shape, voxel_mm)
     by_view, by_element = _ray_weights(geometry, rows, columns)
-    before, after, mode = 0, 0, "replicate"
-    if _is_offset(geometry, columns):
-        # what the filter spreads beyond the nearer edge belongs to lines that the other side measures
-        before, after = max(0, math.ceil(columns - 1 - 2 * centre)), max(0, math.ceil(2 * centre + 1 - columns))
-        mode = "constant"
-    else:
-        wide = max(shape[1:]) * voxel_mm / geometry.image_pixel_mm
-        before = after = max(0, math.ceil((wide - columns) / 2))
+    before, after = margins(columns, centre, max(shape[1:]) * voxel_mm / geometry.image_pixel_mm)
+    # what the filter spreads beyond the nearer edge of an offset detector belongs to lines that the other side measures
+    offset, near_first = _is_offset(geometry, columns), centre < (columns - 1) / 2
+    first_mode = "constant" if offset and near_first else "replicate"
+    last_mode = "constant" if offset and not near_first else "replicate"
     padded_columns = columns + before + after
     spectrum = torch.from_numpy(ramp_spectrum(padded_columns, window))
     shadows = _shadows(replace(geometry, centre_px=centre + before).vectors(), shape, voxel_mm)
@@ -300,7 +297,8 @@ def feldkamp(
             some = slice(first, first + together)
             weighted = sample[some] * torch.from_numpy(by_view[some, None] * by_element).to(y.dtype)
             if padded_columns != columns:
-                weighted = torch.nn.functional.pad(weighted, (before, after), mode=mode)
+                weighted = torch.nn.functional.pad(weighted, (before, 0), mode=first_mode)
+                weighted = torch.nn.functional.pad(weighted, (0, after), mode=last_mode)
             filtered = filter_rows(weighted, spectrum)
             # a border of zeros stands for all that lies beyond the detector
             bordered = filtered.new_zeros((filtered.shape[0], padded_columns + 3, rows + 3))
@@ -352,8 +350,7 @@ def _ray_weights(geometry: ConeBeam, rows: int, columns: int) -> tuple[_Reals, _
     by_element = geometry.source_axis_mm * cosine / np.linalg.norm(across, axis=-1)[:, None] / geometry.pixel_mm
     middle_row = towards + column_offset[:, None] * vectors.column_step[0]
     tangent = middle_row[:, 0] / middle_row[:, 1]
-    shares = redundancy(geometry.angle_rad, tangent, np.arctan(tangent))
-    return angular_weights(geometry.angle_rad, 2 * np.pi)[:, None] * shares, np.asarray(by_element)
+    return ray_arcs(geometry.angle_rad, tangent, np.arctan(tangent)), np.asarray(by_element)
 
 
 def _shadows(vectors: VectorGeometry, shape: tuple[int, int, int], voxel_mm: float) -> _Reals:

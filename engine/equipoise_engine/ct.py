@@ -14,7 +14,7 @@ from torch import Tensor
 
 from equipoise_engine.errors import BadInput
 from equipoise_engine.fbp import filter_rows, filtered_back_projection, is_offset, padded_length
-from equipoise_engine.geometry import ParallelBeam, SliceGeometry
+from equipoise_engine.geometry import FanBeam, ParallelBeam, SliceGeometry
 from equipoise_engine.operators import Physics, operator_norm
 from equipoise_engine.projection.projector import Engine, Footprint, Projector, build_projector
 
@@ -42,7 +42,7 @@ class TomographyPhysics(Physics):
     Raises
     ------
     BadInput
-        The rotation centre is unknown or outside the detector.
+        The rotation centre is unknown or outside the detector, or the image reaches the source.
     """
 
     complex_image = False
@@ -65,6 +65,12 @@ class TomographyPhysics(Physics):
             )
         natural = natural_size(geometry, columns)
         side = natural if size is None else size
+        if isinstance(geometry, FanBeam) and side * geometry.image_pixel_mm / math.sqrt(2) >= geometry.source_axis_mm:
+            raise BadInput(
+                f"an image of {side} pixels of {geometry.image_pixel_mm:g} mm reaches the source, "
+                f"{geometry.source_axis_mm:g} mm from the axis",
+                "Check the distances, or crop the detector.",
+            )
         views = geometry.angle_rad.shape[0]
         super().__init__((side, side), (views, columns))
         self.geometry = geometry

@@ -27,7 +27,9 @@ FBP_WINDOWS = ("ram-lak", "shepp-logan", "cosine", "hann")
 _LANES = 8
 """Slices that are back-projected side by side."""
 MISSING_STEPS = 4
-"""A gap between views of more than this many usual steps is missing data."""
+"""A gap between views of more than this many usual steps is missing data, and of more than"""
+MISSING_RAD = math.radians(10)
+"""this angle: what a few lost views leave open is still spread over their neighbours."""
 TAPER_RAD = math.radians(10)
 """Arc at the ends of a scan over which doubly measured lines pass from one of their views to the other."""
 
@@ -35,33 +37,87 @@ TAPER_RAD = math.radians(10)
 def angular_weights(angle_rad: _Reals, period: float = np.pi) -> _Reals:
     """Return the arc that each view stands for `(view,)`, in radians, summing to at most the period.
 
-    Half the gap to each neighbour, with views a period apart taken as the same; a gap of more than four median steps
-    counts as missing data and is not spread over its neighbours.
+    Half the gap to each neighbour, with views a period apart taken as the same; views of one direction share its arc.
+    A gap that is missing data is not spread over its neighbours.
 
     Parameters
     ----------
     angle_rad
-        `(view,)`.
+        `(view,)`, in any order.
     period
         pi, where opposite views are the same direction (parallel beam), or 2 pi.
     """
-    order = np.argsort(np.mod(angle_rad, period))
-    sorted_angles = np.mod(angle_rad, period)[order]
-    gaps = np.diff(np.append(sorted_angles, sorted_angles[0] + period))
-    # equal directions (0 and 180 degrees, or a full turn) share one arc
-    usual = _usual_step(gaps, period)
-    gaps = np.where(gaps > MISSING_STEPS * usual, usual, gaps)
+    found = directions(angle_rad, period)
+    gaps = np.where(found.gaps > found.missing, found.usual, found.gaps)
     arcs = 0.5 * (gaps + np.roll(gaps, 1))
-    weights = np.empty_like(arcs)
-    weights[order] = arcs
-    return weights
+    return np.asarray((arcs / found.counts)[found.member], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The different directions among views.
+
+    Parameters
+    ----------
+    angle_rad
+        `(direction,)`, ascending.
+    gaps
+        From each to the next, the last to the first `(direction,)`, radians.
+    counts
+        Number of views of each direction.
+    member
+        Which direction each view has `(view,)`.
+    usual
+        The usual step between directions, radians.
+    missing
+        Views are missing in a gap of more than this, radians.
+    """
+
+    angle_rad: _Reals
+    gaps: _Reals
+    counts: NDArray[np.int64]
+    member: NDArray[np.int64]
+    usual: float
+    missing: float
+
+
+def directions(angle_rad: _Reals, period: float) -> Directions:
+    """Return the directions of views, those taken as one that differ by less than a tenth of the usual step.
+
+    So a direction that was measured twice, by an encoder that trembles, is not two with hardly an arc each. The usual
+    step is the median of the gaps that are more than such a tremble; a few large gaps, where views are missing, do not
+    count for it.
+    """
+    order = np.argsort(np.mod(angle_rad, period), kind="stable")
+    ordered = np.mod(angle_rad, period)[order]
+    gaps = np.diff(np.append(ordered, ordered[0] + period))
+    rising = np.sort(gaps)
+    core = rising[: -3 if gaps.size > 8 else -1] if gaps.size > 1 else rising
+    large = float(np.quantile(core, 0.97, method="higher"))
+    usual = float(np.median(core[core >= 0.1 * large])) if large > 0 else float(rising[-1])
+    # where one direction ends and the next begins, all the way round
+    starts = np.roll(gaps > 0.1 * usual, 1)
+    if not starts.any():
+        starts[0] = True
+    first = int(np.flatnonzero(starts)[0])
+    number = np.roll(np.cumsum(np.roll(starts, -first)) - 1, first)
+    counts = np.bincount(number)
+    unwrapped = np.where(np.arange(ordered.size) < first, ordered + period, ordered)
+    middles = np.mod(np.bincount(number, unwrapped) / counts, period)
+    member = np.empty(ordered.size, dtype=np.int64)
+    rank = np.argsort(np.argsort(middles, kind="stable"), kind="stable")
+    member[order] = rank[number]
+    ascending = np.sort(middles)
+    between = np.diff(np.append(ascending, ascending[0] + period))
+    together = np.bincount(member, minlength=ascending.size)
+    return Directions(ascending, between, together, member, usual, max(MISSING_STEPS * usual, MISSING_RAD))
 
 
 def covers_full_turn(angle_rad: _Reals) -> bool:
-    """Whether the views go all the way round, without a gap of more than four usual steps."""
-    ordered = np.sort(np.mod(angle_rad, 2 * np.pi))
-    gaps = np.diff(np.append(ordered, ordered[0] + 2 * np.pi))
-    return bool(gaps.max() <= MISSING_STEPS * _usual_step(gaps, 2 * np.pi)) and bool(gaps.max() < np.pi / 2)
+    """Whether the views go all the way round, without a gap where some are missing."""
+    found = directions(angle_rad, 2 * np.pi)
+    largest = float(found.gaps.max())
+    return found.gaps.size > 2 and largest <= found.missing and largest < np.pi / 2
 
 
 def redundancy(angle_rad: _Reals, position: _Reals, fan_rad: _Reals) -> _Reals:
@@ -80,7 +136,7 @@ def redundancy(angle_rad: _Reals, position: _Reals, fan_rad: _Reals) -> _Reals:
     fan_rad
         Angle of each column's ray to the ray through the axis `(column,)`; zeros for a parallel beam.
 
-    Source: F. Noo, M. Defrise, R. Clackdoyle, H. Kudo 2002, doi:10.1088/0031-9155/47/14/311, eq. 33; detectors off the
+    Source: F. Noo, M. Defrise, R. Clackdoyle, H. Kudo 2002, doi:10.1088/0031-9155/47/14/311; detectors off the
     middle: G. Wang 2002, doi:10.1118/1.1489043.
     """
     own = _coverage(angle_rad, angle_rad)[:, None] * _detector_coverage(position, position)
@@ -88,6 +144,22 @@ def redundancy(angle_rad: _Reals, position: _Reals, fan_rad: _Reals) -> _Reals:
     other = _coverage(angle_rad, opposite) * _detector_coverage(position, -position)
     least = 1e-9
     return np.asarray(np.maximum(own, least) / (np.maximum(own, least) + other))
+
+
+def ray_arcs(angle_rad: _Reals, position: _Reals, fan_rad: _Reals) -> _Reals:
+    """Return the arc that each ray stands for `(view, column)`, radians: that of its view times its share in its line.
+
+    There are no more than pi radians of different lines, however few views are spread over the turn.
+
+    Parameters
+    ----------
+    angle_rad, position, fan_rad
+        As of `redundancy`.
+    """
+    arcs = angular_weights(angle_rad, 2 * np.pi)[:, None] * redundancy(angle_rad, position, fan_rad)
+    if covers_full_turn(angle_rad):
+        return np.asarray(arcs)
+    return np.asarray(arcs * min(1.0, np.pi / float(arcs.sum(axis=0).mean())))
 
 
 def ramp_spectrum(columns: int, window: str = "ram-lak", *, step_rad: float = 0.0) -> _Reals:
@@ -168,19 +240,24 @@ def filtered_back_projection(
         rows, centre = _on_a_straight_detector(rows, geometry, centre)
     weights, spectrum = _ray_weights(geometry, columns, centre), _spectrum(geometry, columns, window)
     rows = rows * torch.from_numpy(weights).to(y.device, y.dtype)
-    margin = max(0, math.ceil((max(shape) * pixel_mm / geometry.image_pixel_mm - columns) / 2))
+    before, after = margins(columns, centre, max(shape) * pixel_mm / geometry.image_pixel_mm)
     if is_offset(geometry, columns):
         # what the filter spreads beyond the nearer edge belongs to lines that the other side measures
-        before = max(0, math.ceil(columns - 1 - 2 * centre))
-        rows = torch.nn.functional.pad(rows, (before, max(0, math.ceil(2 * centre + 1 - columns))))
-        centre += before
-    elif margin:
-        rows = torch.nn.functional.pad(rows, (margin, margin), mode="replicate")
-        centre += margin
+        near_first = centre < (columns - 1) / 2
+        rows = torch.nn.functional.pad(rows, (before, 0) if near_first else (0, after))
+        rows = torch.nn.functional.pad(rows, (0, after) if near_first else (before, 0), mode="replicate")
+    elif before or after:
+        rows = torch.nn.functional.pad(rows, (before, after), mode="replicate")
+    centre += before
     if rows.shape[-1] != columns:
         spectrum = _spectrum(geometry, rows.shape[-1], window)
     filtered = filter_rows(rows, torch.from_numpy(spectrum))
     return back_project(filtered, _aims(geometry, centre), shape, pixel_mm)
+
+
+def margins(columns: int, centre: float, wide: float) -> tuple[int, int]:
+    """Return how many columns a detector lacks on either side to see an image `wide` columns wide about the axis."""
+    return max(0, math.ceil(wide / 2 - centre - 0.5)), max(0, math.ceil(wide / 2 + centre + 0.5 - columns))
 
 
 def is_offset(geometry: CtGeometry, columns: int) -> bool:
@@ -255,9 +332,9 @@ def _ray_weights(geometry: SliceGeometry, columns: int, centre: float) -> _Reals
         fan: _Reals = offset * geometry.pixel_mm / geometry.source_detector_mm
         if geometry.detector == "flat":
             fan = np.arctan(fan)
-        weights = angular_weights(angle, 2 * np.pi)[:, None] * np.cos(fan) * redundancy(angle, offset, fan)
+        weights = ray_arcs(angle, offset, fan) * np.cos(fan)
     elif is_offset(geometry, columns):
-        weights = angular_weights(angle, 2 * np.pi)[:, None] * redundancy(angle, offset, np.zeros(columns))
+        weights = ray_arcs(angle, offset, np.zeros(columns))
     else:
         # opposite views interleave: their arcs are shared out among all directions of the half turn
         weights = np.repeat(angular_weights(angle)[:, None], columns, axis=1)
@@ -297,20 +374,15 @@ def _on_a_straight_detector(rows: Tensor, geometry: FanBeam, centre: float) -> t
     return torch.where(seen, (1 - share) * rows[..., first] + share * rows[..., first + 1], 0.0), centre
 
 
-def _usual_step(gaps: _Reals, period: float) -> float:
-    return float(np.median(gaps[gaps > 1e-9])) if np.any(gaps > 1e-9) else period
-
-
 def _coverage(angle_rad: _Reals, wanted: _Reals) -> _Reals:
     """Return how well each wanted direction is measured: 1 inside an arc of views, falling to 0 towards its ends."""
     if covers_full_turn(angle_rad):
         return np.ones_like(wanted)
-    ordered = np.unique(np.mod(angle_rad, 2 * np.pi))
-    gaps = np.diff(np.append(ordered, ordered[0] + 2 * np.pi))
-    usual = _usual_step(gaps, 2 * np.pi)
-    ends = np.flatnonzero(gaps > MISSING_STEPS * usual) if gaps.size > 1 else np.array([0])
+    found = directions(angle_rad, 2 * np.pi)
+    ends = np.flatnonzero(found.gaps > found.missing)
     if ends.size == 0:
-        ends = np.array([int(gaps.argmax())])
+        ends = np.array([int(found.gaps.argmax())])
+    ordered, usual = found.angle_rad, found.usual
     covered = np.zeros_like(wanted)
     for position, end in enumerate(ends):
         first = ordered[(ends[position - 1] + 1) % ordered.size]

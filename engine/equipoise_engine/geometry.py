@@ -18,6 +18,9 @@ from equipoise_engine.errors import BadInput
 
 _Reals = NDArray[np.float64]
 
+LARGEST_TILT_RAD = np.radians(80.0)
+"""Largest angle between a detector and the plane across the central ray."""
+
 
 @dataclass(frozen=True)
 class VectorGeometry:
@@ -131,6 +134,11 @@ class ParallelBeam:
         Whether `pixel_mm` comes from the file or the user.
     truncated
         Whether the object reaches beyond the detector; images are then made on a larger grid and cropped.
+
+    Raises
+    ------
+    BadInput
+        There is no angle, a number is not finite, or the pixel size is not positive.
     """
 
     angle_rad: _Reals
@@ -138,6 +146,10 @@ class ParallelBeam:
     centre_px: float | None = None
     calibrated: bool = False
     truncated: bool = False
+
+    def __post_init__(self) -> None:
+        _check_numbers(self.angle_rad, self.centre_px)
+        _check_length(self.pixel_mm)
 
     @property
     def image_pixel_mm(self) -> float:
@@ -175,7 +187,7 @@ class FanBeam:
     centre_px
         Detector column that the axis is seen at; None until it is given or found.
     detector
-        "flat" or "curved": an arc about the source.
+        "flat" or "curved": an arc about the source, which has no yaw.
     yaw_rad
         Angle by which a flat detector is turned about an axis parallel to the rotation axis through its centre, from
         being perpendicular to the ray through the axis; counter-clockwise seen from +z.
@@ -187,7 +199,8 @@ class FanBeam:
     Raises
     ------
     BadInput
-        The axis does not lie between source and detector, or a length is not positive.
+        The axis does not lie between source and detector, there is no angle, a number is not finite, a length not
+        positive, or the detector is tilted by more than 80 degrees.
     """
 
     angle_rad: _Reals
@@ -201,7 +214,12 @@ class FanBeam:
     truncated: bool = False
 
     def __post_init__(self) -> None:
-        _check_distances(self.source_axis_mm, self.source_detector_mm, self.pixel_mm)
+        _check_numbers(self.angle_rad, self.centre_px)
+        _check_distances(self.source_axis_mm, self.source_detector_mm)
+        _check_length(self.pixel_mm)
+        _check_tilt("yaw", self.yaw_rad)
+        if self.detector == "curved" and self.yaw_rad != 0:
+            raise BadInput(f"a curved detector faces its source: a yaw of {self.yaw_rad:g} has no meaning")
 
     @property
     def magnification(self) -> float:
@@ -259,7 +277,8 @@ class ConeBeam:
     Raises
     ------
     BadInput
-        The axis does not lie between source and detector, or a length is not positive.
+        The axis does not lie between source and detector, there is no angle, a number is not finite, a length not
+        positive, or the detector is tilted by more than 80 degrees.
     """
 
     angle_rad: _Reals
@@ -276,7 +295,12 @@ class ConeBeam:
     truncated: bool = False
 
     def __post_init__(self) -> None:
-        _check_distances(self.source_axis_mm, self.source_detector_mm, min(self.pixel_mm, self.row_mm))
+        _check_numbers(self.angle_rad, self.centre_px, self.middle_px, self.roll_rad)
+        _check_distances(self.source_axis_mm, self.source_detector_mm)
+        _check_length(self.pixel_mm)
+        _check_length(self.row_mm)
+        _check_tilt("yaw", self.yaw_rad)
+        _check_tilt("pitch", self.pitch_rad)
 
     @property
     def magnification(self) -> float:
@@ -405,12 +429,34 @@ def _known(centre_px: float | None) -> float:
     return centre_px
 
 
-def _check_distances(source_axis_mm: float, source_detector_mm: float, pixel_mm: float) -> None:
+def _check_numbers(angle_rad: _Reals, *others: float | None) -> None:
+    if angle_rad.ndim != 1 or angle_rad.size == 0:
+        raise BadInput(f"angles of shape {angle_rad.shape} are not one for each view")
+    bad = np.flatnonzero(~np.isfinite(angle_rad))
+    if bad.size:
+        raise BadInput(f"the angle of view {int(bad[0])} is not finite ({bad.size} in all)", "Correct the angles.")
+    for value in others:
+        if value is not None and not np.isfinite(value):
+            raise BadInput(f"{value} is no place on a detector and no angle")
+
+
+def _check_distances(source_axis_mm: float, source_detector_mm: float) -> None:
     if not (0 < source_axis_mm < source_detector_mm < np.inf):
         raise BadInput(
             f"the rotation axis at {source_axis_mm:g} mm does not lie between the source and the detector at "
             f"{source_detector_mm:g} mm",
             "Give the distances from the source to the axis and from the source to the detector.",
         )
+
+
+def _check_length(pixel_mm: float) -> None:
     if not 0 < pixel_mm < np.inf:
         raise BadInput(f"a detector element of {pixel_mm:g} mm is not a length above zero")
+
+
+def _check_tilt(name: str, angle_rad: float) -> None:
+    if not abs(angle_rad) <= LARGEST_TILT_RAD:
+        raise BadInput(
+            f"a detector with a {name} of {np.degrees(angle_rad):.4g} degrees is seen edge-on; "
+            f"{np.degrees(LARGEST_TILT_RAD):.0f} are the most"
+        )

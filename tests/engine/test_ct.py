@@ -180,3 +180,9 @@ def test_agrees_with_scikit_image() -> None:
     inside = physics.field_of_view.numpy()
     inside &= np.hypot(*np.meshgrid(*2 * [np.arange(size) - size // 2])) < size // 2 - 1
     np.testing.assert_allclose(image[inside], other[inside], atol=1e-12)
+
+
+def test_a_source_inside_the_image_is_refused() -> None:
+    geometry = FanBeam(np.zeros(3), 20.0, 60.0, 1.0, 63.5)
+    with pytest.raises(BadInput, match="reaches the source, 20 mm from the axis"):
+        TomographyPhysics(geometry, 128, 128)

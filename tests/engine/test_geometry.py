@@ -15,12 +15,13 @@ ANGLES = np.array([0.0, 0.7, 2.1, 4.4])
 
 def fan(angle_rad: np.ndarray = ANGLES, **changed: object) -> FanBeam:
     settings: dict[str, object] = {
+        "angle_rad": angle_rad,
         "source_axis_mm": 100.0,
         "source_detector_mm": 150.0,
         "pixel_mm": 0.4,
         "centre_px": 9,
     }
-    return FanBeam(angle_rad, **(settings | changed))  # type: ignore[arg-type]
+    return FanBeam(**(settings | changed))  # type: ignore[arg-type]
 
 
 def cone(**changed: object) -> ConeBeam:
@@ -141,6 +142,11 @@ def test_views_can_be_left_out() -> None:
         ({"source_detector_mm": math.inf}, "detector at inf mm"),
         ({"pixel_mm": 0.0}, "element of 0 mm"),
         ({"pixel_mm": math.nan}, "element of nan mm"),
+        ({"yaw_rad": 1.5}, "yaw of 85.94 degrees"),
+        ({"yaw_rad": 0.1, "detector": "curved"}, "curved detector"),
+        ({"angle_rad": np.array([0.0, math.nan])}, "angle of view 1 is not finite"),
+        ({"angle_rad": np.zeros(0)}, "not one for each view"),
+        ({"centre_px": math.inf}, "inf is no place"),
     ],
 )
 def test_impossible_lengths_are_refused(changed: dict[str, object], said: str) -> None:
@@ -165,3 +171,17 @@ def test_an_unknown_axis_is_told() -> None:
 def test_impossible_trajectories_are_refused(trajectory: np.ndarray, density: np.ndarray | None, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         NonCartesian(trajectory, (64, 64), (64.0, 64.0), density)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"roll_rad": math.nan}, {"middle_px": math.nan}, {"pitch_rad": 1.5}, {"row_mm": 0.0}]
+)
+def test_impossible_cones_are_refused(changed: dict[str, object]) -> None:
+    with pytest.raises(BadInput):
+        cone(**changed)
+
+
+@pytest.mark.parametrize("pixel_mm", [0.0, -1.0, math.inf])
+def test_a_parallel_beam_needs_a_length(pixel_mm: float) -> None:
+    with pytest.raises(BadInput, match="not a length above zero"):
+        ParallelBeam(ANGLES, pixel_mm)

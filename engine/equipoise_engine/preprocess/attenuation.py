@@ -60,9 +60,9 @@ def prepare(scan: CtAcquisition, rows: slice) -> Prepared:
     BadInput
         More than 5 % of the values are not finite, or a whole detector row is dead.
     """
-    start, stop, step = rows.indices(scan.slices)
+    start, stop, step = rows.indices(scan.shape[1])
     if not range(start, stop, step):
-        raise BadInput(f"{scan.path.name}: no slices in {start}:{stop}; the scan has {scan.slices}")
+        raise BadInput(f"{scan.path.name}: no slices in {start}:{stop}; the scan has {scan.shape[1]}")
     values = np.asarray(scan.projections[:, rows, :]).astype(np.float32).transpose(1, 0, 2)
     values = np.ascontiguousarray(values)
     bad = ~np.isfinite(values)

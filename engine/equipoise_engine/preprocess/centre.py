@@ -21,6 +21,7 @@ from scipy.ndimage import map_coordinates
 
 from equipoise_engine.acquisition import CtAcquisition
 from equipoise_engine.errors import BadInput
+from equipoise_engine.fbp import directions
 from equipoise_engine.geometry import ConeBeam, FanBeam
 from equipoise_engine.preprocess.attenuation import attenuation
 
@@ -30,6 +31,8 @@ MAX_PAIRS = 48
 """Opposite pairs of views that are looked at."""
 MIN_OVERLAP = 0.3
 """Smallest overlap of a view and its mirrored opposite, as a share of the detector."""
+MIN_VIEWS = 5
+"""Fewest directions that an axis is found from."""
 GAPS = 3
 """For scans that stop short of half a turn: how many distances from it are used to extrapolate to zero."""
 
@@ -178,6 +181,8 @@ def _from_conjugates(
 ) -> CentreEstimate | None:
     """Return the axis about which lines measured from both ends agree best, or None where there are hardly any."""
     columns = sinograms.shape[2]
+    if angle_rad.size < MIN_VIEWS:
+        return None
     coarse = np.arange(0.2 * columns, 0.8 * columns, 2.0)
     misfit = np.array([_misfit_of_conjugates(sinograms, angle_rad, fan_angles, float(centre)) for centre in coarse])
     if not np.isfinite(misfit).any():
@@ -208,7 +213,7 @@ def _misfit_of_conjugates(
     order = np.argsort(np.mod(angle_rad, 2 * np.pi), kind="stable")
     angles = np.mod(angle_rad, 2 * np.pi)[order]
     around = np.append(angles, angles[0] + 2 * np.pi)
-    usual = float(np.median(np.diff(around)))
+    usual = directions(angle_rad, 2 * np.pi).usual
     views = np.unique(np.linspace(0, angles.size - 1, min(angles.size, 2 * MAX_PAIRS)).astype(int))
     fan = fan_angles(np.arange(columns, dtype=np.float64) - centre)
     wanted = np.mod(angles[views][:, None] + np.pi - 2 * fan[None, :], 2 * np.pi)
@@ -321,7 +326,7 @@ def _from_centre_of_mass(sinograms: NDArray[np.float32], angle_rad: NDArray[np.f
     """Return the axis and its standard error, or None where the object leaves the field of view."""
     columns = sinograms.shape[2]
     edge = max(columns // 40, 2)
-    if np.ptp(angle_rad) < np.deg2rad(120.0):
+    if np.ptp(angle_rad) < np.deg2rad(120.0) or directions(angle_rad, np.pi).angle_rad.size < MIN_VIEWS:
         return None
     mass = sinograms.sum(axis=2, dtype=np.float64)
     typical = float(np.median(mass))

@@ -140,3 +140,17 @@ def test_a_full_turn_without_opposite_views_is_compared_between_its_views(shared
     found = find_centre(scan)
     assert found.method == "lines measured twice"
     assert found.centre_px == pytest.approx(284.1, abs=0.5)
+
+
+def test_three_turns_of_a_fan_are_three_times_the_same() -> None:
+    angles = np.radians(np.tile(np.arange(0.0, 360.0, 1.5), 3))
+    geometry = FanBeam(angles, 60.0, 90.0, 0.375, 57.2)
+    assert fan_centre_of(fan_sinogram(geometry, 120), geometry).centre_px == pytest.approx(57.2, abs=0.1)
+
+
+@pytest.mark.parametrize("views", [1, 2, 4])
+def test_an_axis_is_not_found_from_hardly_any_view(views: int) -> None:
+    angles = np.radians(np.arange(views) * 180.0 / max(views - 1, 1) + 0.5 * np.arange(views))
+    geometry = FanBeam(angles, 60.0, 90.0, 0.375, 57.2)
+    with pytest.raises(BadInput, match="rotation axis cannot be found"):
+        fan_centre_of(fan_sinogram(geometry, 120), geometry)

@@ -22,7 +22,7 @@ RESOURCES = ROOT / "resources" / "equipoise_resources"
 # suits it.
 ENGINE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "progress", "geometry", "acquisition", "volume", "device"}),
-    frozenset({"operators", "krylov", "solve"}),
+    frozenset({"operators", "krylov", "solve", "thinning"}),
     frozenset({"formats", "preprocess", "projection", "fbp", "ct", "cone", "mri", "noncartesian"})
     | frozenset({"grappa", "partial_fourier", "groups", "phantoms", "metrics"}),
     frozenset({"networks", "fixed_point", "equilibrium", "losses", "identifiability", "measured"})

@@ -35,6 +35,9 @@ from equipoise_engine.server import failure, serve_standard_streams
 from equipoise_engine.volume import Store, Volume
 from equipoise_engine.weights import Checkpoint, write_checkpoint
 
+SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
+"""Sides of images that may be asked for."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit status."""
@@ -200,14 +203,17 @@ def _knowledge(parser: argparse.ArgumentParser) -> None:
     known = parser.add_argument_group("what the files may not say")
     known.add_argument("--centre", type=float, metavar="COLUMN", help="rotation centre in detector columns (CT)")
     known.add_argument(
-        "--angles", type=_angles, metavar="START:STOP[:inclusive]", help="projection angles in degrees (TIFF sinograms)"
+        "--angles",
+        type=_angles,
+        metavar="START:STOP[:inclusive]",
+        help="projection angles in degrees (TIFF sinograms); below zero: --angles=-90:90",
     )
     known.add_argument(
         "--beam",
         type=_beam,
         metavar="AXIS:DETECTOR:ELEMENT",
         help="distances in mm from the source to the rotation axis and to the detector, and the side of a detector"
-        " element: a fan beam of one detector row, a cone beam of several",
+        " element: of one detector row a fan beam, of several a cone beam",
     )
     known.add_argument("--matrix", type=_matrix, metavar="ROWSxCOLUMNS", help="size of images along a trajectory (MRI)")
 
@@ -220,7 +226,10 @@ def _angles(text: str) -> AngleRange:
     start, stop, *rest = [*text.split(":"), ""][:4]
     if rest not in ([""], ["inclusive", ""]):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form START:STOP or START:STOP:inclusive")
-    return AngleRange(_finite(start), _finite(stop), rest[0] == "inclusive")
+    try:
+        return AngleRange(_finite(start), _finite(stop), rest[0] == "inclusive")
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def _beam(text: str) -> Beam:
@@ -242,8 +251,10 @@ def _finite(text: str) -> float:
 
 def _matrix(text: str) -> tuple[int, int]:
     rows, cross, columns = text.partition("x")
-    if not cross or not rows.isdigit() or not columns.isdigit() or 0 in (int(rows), int(columns)):
+    if not cross or not rows.isdigit() or not columns.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form ROWSxCOLUMNS")
+    if not all(SMALLEST_SIDE <= int(side) <= LARGEST_SIDE for side in (rows, columns)):
+        raise argparse.ArgumentTypeError(f"sides of {text} must lie in {SMALLEST_SIDE} to {LARGEST_SIDE}")
     return int(rows), int(columns)
 
 

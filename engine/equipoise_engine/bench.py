@@ -110,15 +110,22 @@ def bench_operators(
     Raises
     ------
     BadInput
-        A size, a number of views or a batch is below one.
+        A size, a number of views, a batch or the number of repeats is below one.
     """
-    chosen = tuple(batches)
+    pairs, chosen = tuple(sizes), tuple(batches)
+    for size, views in pairs:
+        if min(size, views, repeats, *chosen) < 1:
+            raise BadInput(f"size {size}, {views} views, batches {chosen} and {repeats} repeats must all be at least 1")
+    return _rows(pairs, chosen, device, repeats)
+
+
+def _rows(
+    sizes: tuple[tuple[int, int], ...], batches: tuple[int, ...], device: torch.device, repeats: int
+) -> Iterator[Row]:
     bandwidth = memory_bandwidth(device)
     for size, views in sizes:
-        if min(size, views, *chosen) < 1:
-            raise BadInput(f"size {size}, {views} views and batches {chosen} must all be at least 1")
         for contender in _contenders(size, views, device):
-            for batch in chosen:
+            for batch in batches:
                 yield _measured(contender, (size, views, batch), device, bandwidth, repeats)
 
 
@@ -140,8 +147,9 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
         yield (
             f"{row.operator:<18}{row.implementation:<22}{f'{row.size}/{row.views}':>11}{row.batch:>6}  "
             f"{row.device:<6}{_figure(row.forward_ms):>12}{_figure(row.adjoint_ms):>12}"
-            f"{'-' if row.adjoint_error is None else f'{row.adjoint_error:.1e}':>15}{row.bound_ms:>10.2f}"
+            f"{'-' if row.adjoint_error is None else f'{row.adjoint_error:.1e}':>15}{row.bound_ms:>10.3g}"
         )
+    yield "bound: moving image and measurements once, and a stored matrix, at the bandwidth of this memory"
 
 
 def _contenders(size: int, views: int, device: torch.device) -> Iterator[Contender]:
@@ -347,4 +355,4 @@ def _adjoint_error(forward: _Map, adjoint: _Map, x: Tensor, y: Tensor) -> float:
 
 
 def _figure(milliseconds: float | None) -> str:
-    return "-" if milliseconds is None else f"{milliseconds:.2f}"
+    return "-" if milliseconds is None else f"{milliseconds:.3g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,17 +14,18 @@ from torch import Tensor
 
 from equipoise_engine.errors import BadInput
 from equipoise_engine.fbp import (
-    covers_full_turn,
     filter_rows,
+    is_offset,
     margins,
     padded_length,
     ramp_spectrum,
     ray_arcs,
 )
 from equipoise_engine.geometry import ConeBeam, VectorGeometry
-from equipoise_engine.operators import Physics, leading_eigenpair
+from equipoise_engine.operators import leading_eigenpair
 from equipoise_engine.projection.threads import match_threads
 from equipoise_engine.projection.volumes import VolumeProjector
+from equipoise_engine.thinning import ScannerPhysics
 
 _Reals = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ FILTERED_BYTES = 2**28
 """Memory for the rows that are filtered together; of one view at least."""
 
 
-class ConeBeamPhysics(Physics):
+class ConeBeamPhysics(ScannerPhysics[ConeBeam]):
     """Projection of volumes by a circular cone beam.
 
     Images are volumes `(batch, z, y, x)`, attenuation per millimetre; measurements are `(batch, view, row, column)`,
@@ -60,8 +60,6 @@ class ConeBeamPhysics(Physics):
     BadInput
         The rotation centre is unknown or outside the detector, or the volume reaches the source.
     """
-
-    complex_image = False
 
     def __init__(
         self,
@@ -141,48 +139,6 @@ class ConeBeamPhysics(Physics):
         """Return the reconstruction of Feldkamp `(batch, z, y, x)`. Raises BadInput for an unknown window."""
         return feldkamp(y, self.geometry, self._grid, self.voxel_mm, window=window)
 
-    def select(self, slices: Tensor) -> ConeBeamPhysics:
-        """Return this physics: all volumes share it."""
-        return self
-
-    def joined(self, others: Sequence[Physics]) -> ConeBeamPhysics:
-        """Return this physics: all volumes share it."""
-        return self
-
-    def thinned(self, kept: Tensor) -> ConeBeamPhysics:
-        """Return the physics of some of the views; `kept (view,)` bool."""
-        return self._with_angles(self.geometry.angle_rad[kept.cpu().numpy()])
-
-    def part(self, y: Tensor, kept: Tensor) -> Tensor:
-        """Return the kept views of y `(batch, view, row, column)`."""
-        return y[:, kept.to(y.device)]
-
-    def withheld(self, y: Tensor, kept: Tensor) -> Tensor:
-        """Return y `(batch, view, row, column)` with zeros in the kept views."""
-        return y * ~kept.to(y.device)[:, None, None]
-
-    def random_split(self, generator: torch.Generator, share: float = 0.6) -> Tensor:
-        """Draw which views to keep `(view,)`, bool: whole views, because noise within one is correlated.
-
-        Raises
-        ------
-        BadInput
-            Fewer than two views.
-        """
-        views = self.range[0]
-        if views < 2:
-            raise BadInput("a scan of one view cannot be split", "Use a scan with at least two views.")
-        kept = torch.zeros(views, dtype=torch.bool)
-        kept[torch.randperm(views, generator=generator)[: min(max(1, round(share * views)), views - 1)]] = True
-        return kept
-
-    def turned(self, angle_rad: float) -> ConeBeamPhysics:
-        """Return the physics of an object turned counter-clockwise about z: views come from angles that much less."""
-        turned = self._with_angles(self.geometry.angle_rad - angle_rad)
-        # the spectrum of A^H W A turns with the views, so the scale of W stays
-        turned._weight = self._weight
-        return turned
-
     def _with_angles(self, angle_rad: _Reals) -> ConeBeamPhysics:
         _, rows, columns = self.range
         geometry = replace(self.geometry, angle_rad=angle_rad)
@@ -190,10 +146,6 @@ class ConeBeamPhysics(Physics):
         # fewer views may no longer go all the way round, but they look at the same volume
         other.truncated, other._frame = self.truncated, self._frame
         return other
-
-    def to(self, device: torch.device) -> ConeBeamPhysics:
-        """Return this physics: it computes on the host whatever the device of its argument."""
-        return self
 
     def framed(self, image: Tensor) -> Tensor:
         """Return the part as wide as the field of view about the axis `(batch, z, y, x)`."""
@@ -209,7 +161,7 @@ class ConeBeamPhysics(Physics):
         geometry, (_, rows, columns) = self.geometry, self.range
         slices, high, wide = image.shape[-3:]
         near = min(self.centre_px, columns - 1 - self.centre_px)
-        if _is_offset(geometry, columns):
+        if is_offset(geometry, columns):
             near = columns - 1 - near
         slope = near * geometry.pixel_mm / geometry.source_detector_mm
         radius = max(self.voxel_mm, geometry.source_axis_mm * slope / math.hypot(1.0, slope))
@@ -235,7 +187,7 @@ def natural_shape(geometry: ConeBeam, detector: tuple[int, int], voxel_mm: float
     rows, columns = detector
     centre = _usable_centre(geometry, columns)
     wide = float(columns)
-    if _is_offset(geometry, columns):
+    if is_offset(geometry, columns):
         wide = 2.0 * max(centre, columns - 1 - centre) + 1
     high = 2.0 * max(geometry.middle_px, rows - 1 - geometry.middle_px) + 1
     side = max(1, math.ceil(wide * geometry.image_pixel_mm / voxel_mm - 1e-6))
@@ -283,7 +235,7 @@ def feldkamp(
     by_view, by_element = _ray_weights(geometry, rows, columns)
     before, after = margins(columns, centre, max(shape[1:]) * voxel_mm / geometry.image_pixel_mm)
     # what the filter spreads beyond the nearer edge of an offset detector belongs to lines that the other side measures
-    offset, near_first = _is_offset(geometry, columns), centre < (columns - 1) / 2
+    offset, near_first = is_offset(geometry, columns), centre < (columns - 1) / 2
     first_mode = "constant" if offset and near_first else "replicate"
     last_mode = "constant" if offset and not near_first else "replicate"
     padded_columns = columns + before + after
@@ -326,12 +278,6 @@ def _check_room(geometry: ConeBeam, shape: tuple[int, int, int], voxel_mm: float
             "mm from the axis",
             "Choose a smaller volume or smaller voxels.",
         )
-
-
-def _is_offset(geometry: ConeBeam, columns: int) -> bool:
-    """Whether the scan goes all the way round with the axis off the middle, so that it sees more than its detector."""
-    centre = _usable_centre(geometry, columns)
-    return abs(centre - (columns - 1) / 2) > 1 and covers_full_turn(geometry.angle_rad)
 
 
 def _ray_weights(geometry: ConeBeam, rows: int, columns: int) -> tuple[_Reals, _Reals]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,11 +14,12 @@ from torch import Tensor
 from equipoise_engine.errors import BadInput
 from equipoise_engine.fbp import filter_rows, filtered_back_projection, is_offset, padded_length
 from equipoise_engine.geometry import FanBeam, ParallelBeam, SliceGeometry
-from equipoise_engine.operators import Physics, operator_norm
+from equipoise_engine.operators import operator_norm
 from equipoise_engine.projection.projector import Engine, Footprint, Projector, build_projector
+from equipoise_engine.thinning import ScannerPhysics
 
 
-class TomographyPhysics(Physics):
+class TomographyPhysics(ScannerPhysics[SliceGeometry]):
     """Projection of slices by a parallel beam or a fan beam.
 
     Images are `(batch, y, x)`, attenuation per millimetre; measurements are `(batch, view, column)`, dimensionless.
@@ -44,8 +44,6 @@ class TomographyPhysics(Physics):
     BadInput
         The rotation centre is unknown or outside the detector, or the image reaches the source.
     """
-
-    complex_image = False
 
     def __init__(
         self,
@@ -126,48 +124,6 @@ class TomographyPhysics(Physics):
         shape = (self.domain[0], self.domain[1])
         return filtered_back_projection(y, self.geometry, shape, self.geometry.image_pixel_mm, window=window)
 
-    def select(self, slices: Tensor) -> TomographyPhysics:
-        """Return this physics: all slices of a scan share it."""
-        return self
-
-    def joined(self, others: Sequence[Physics]) -> TomographyPhysics:
-        """Return this physics: all slices of a scan share it."""
-        return self
-
-    def thinned(self, kept: Tensor) -> TomographyPhysics:
-        """Return the physics of some of the views; `kept (view,)` bool."""
-        return self._with_angles(self.geometry.angle_rad[kept.cpu().numpy()])
-
-    def part(self, y: Tensor, kept: Tensor) -> Tensor:
-        """Return the kept views of y `(batch, view, column)`."""
-        return y[:, kept.to(y.device)]
-
-    def withheld(self, y: Tensor, kept: Tensor) -> Tensor:
-        """Return y `(batch, view, column)` with zeros in the kept views."""
-        return y * ~kept.to(y.device)[:, None]
-
-    def random_split(self, generator: torch.Generator, share: float = 0.6) -> Tensor:
-        """Draw which views to keep `(view,)`, bool: whole views, because noise within one is correlated.
-
-        Raises
-        ------
-        BadInput
-            Fewer than two views.
-        """
-        views = self.range[0]
-        if views < 2:
-            raise BadInput("a scan of one view cannot be split", "Use a scan with at least two views.")
-        kept = torch.zeros(views, dtype=torch.bool)
-        kept[torch.randperm(views, generator=generator)[: min(max(1, round(share * views)), views - 1)]] = True
-        return kept
-
-    def turned(self, angle_rad: float) -> TomographyPhysics:
-        """Return the physics of an object turned counter-clockwise: every view comes from an angle that much less."""
-        turned = self._with_angles(self.geometry.angle_rad - angle_rad)
-        # the spectrum of A^H W A turns with the views, so the scale of W stays
-        turned._weight = self._weight
-        return turned
-
     def _with_angles(self, angle_rad: NDArray[np.float64]) -> TomographyPhysics:
         # used for a few products only, which would not pay for the making of a matrix
         engine: Engine = "matrix-free" if self.engine == "auto" else self.engine
@@ -176,10 +132,6 @@ class TomographyPhysics(Physics):
         # fewer views may no longer go all the way round, but they look at the same image
         other.truncated, other._frame = self.truncated, self._frame
         return other
-
-    def to(self, device: torch.device) -> TomographyPhysics:
-        """Return this physics: it takes its device from its argument."""
-        return self
 
     def framed(self, image: Tensor) -> Tensor:
         """Return the square as wide as the field of view about the axis `(batch, y, x)`."""

@@ -50,9 +50,10 @@ def test_a_larger_batch_moves_more(rows: list[Row]) -> None:
 
 
 def test_the_table_has_a_line_for_each_row(rows: list[Row]) -> None:
-    head, *lines = table(rows)
+    head, *lines, foot = table(rows)
     assert len(lines) == len(rows)
     assert "bound ms" in head
+    assert foot.startswith("bound: ")
     for row, line in zip(rows, lines, strict=True):
         assert line.startswith(row.operator)
         assert f"{row.size}/{row.views}" in line
@@ -64,4 +65,6 @@ def test_bandwidth_is_that_of_a_computer() -> None:
 
 def test_nothing_cannot_be_measured() -> None:
     with pytest.raises(BadInput, match="0 views"):
-        list(bench_operators([(32, 0)], [1], CPU))
+        bench_operators([(32, 0)], [1], CPU)
+    with pytest.raises(BadInput, match="0 repeats"):
+        bench_operators([(32, 4)], [1], CPU, repeats=0)

@@ -16,10 +16,13 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
+import torch
 from safetensors.numpy import load_file
 
 from equipoise_engine import __main__ as command_line
 from equipoise_engine import __version__
+from equipoise_engine.cone import ConeBeamPhysics
+from equipoise_engine.geometry import ConeBeam
 from equipoise_resources import sample_path, weights_path
 
 
@@ -317,3 +320,63 @@ def test_an_error_inside_is_status_1(
     ended = called_here(capsys, "info", CT)
     assert (ended.status, ended.out) == (1, "")
     assert ended.err == "error: an error inside the program: ZeroDivisionError: division by zero\n"
+
+
+# --- what files do not say, and the benchmark -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--beam", "100:90:0.1"), "axis at 100 mm does not lie between"),
+        (("--beam", "100:200"), "AXIS:DETECTOR:ELEMENT"),
+        (("--beam", "100:200:x"), "'x' is not a number"),
+        (("--beam", "100:200:1e9"), "would span a fan of 180 degrees"),
+        (("--angles", "0:180"), "tells its own angles"),
+        (("--angles", "0"), "START:STOP"),
+        (("--angles=0:1e9",), "span more than 36000"),
+        (("--matrix", "64x64"), "tells its own matrix"),
+        (("--matrix", "4x4"), "must lie in 16 to 16384"),
+    ],
+)
+def test_what_a_file_cannot_be_told_is_refused(
+    option: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_line(called_here(capsys, "info", CT, *option), said)
+
+
+def test_a_file_of_projections_is_reconstructed_as_a_cone_beam(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    beam = ConeBeam(angles, 100.0, 150.0, 1.5, 1.5, 5.5, 11.5)
+    physics = ConeBeamPhysics(beam, (12, 24))
+    volume = torch.zeros((1, *physics.domain))
+    volume[:, 3:9, 6:15, 9:18] = 0.02
+    path = tmp_path / "cone.h5"
+    with h5py.File(path, "w") as file:
+        file["implements"] = "exchange"
+        file["exchange/data"] = 20000 * np.exp(-physics(volume)[0].numpy())
+        file["exchange/data_white"] = np.full((1, 12, 24), 20000, np.float32)
+        file["exchange/data_dark"] = np.zeros((1, 12, 24), np.float32)
+        file["exchange/theta"] = np.degrees(angles)
+    options = ("--beam", "100:150:1.5", "--centre", 11.5)
+    told = called_here(capsys, "info", path, *options, "--json").answer
+    assert told["geometry"]["beam"].startswith("cone; source to axis 100 mm")
+    for method in ("fdk", "sirt"):
+        out = tmp_path / f"{method}.tif"
+        assert called_here(capsys, "reconstruct", path, *options, "--method", method, "--out", out).status == 0
+        image = tifffile.imread(out)
+        assert image.shape == (12, 24, 24)
+        assert image[5:7, 8:13, 11:16].mean() == pytest.approx(0.02, rel=0.1)
+        assert abs(image[5:7, 18:21, 11:16].mean()) < 0.003
+
+
+def test_bench_gives_its_rows_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    told = called_here(
+        capsys, "bench", "operators", "--sizes", "24/8", "--batches", "1", "--repeats", 1, "--json"
+    ).answer
+    names = {"operator", "implementation", "size", "views", "batch", "device"}
+    names |= {"forward_ms", "adjoint_ms", "adjoint_error", "bound_ms"}
+    assert all(set(row) == names for row in told["rows"])
+    assert {row["size"] for row in told["rows"]} == {24}

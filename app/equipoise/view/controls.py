@@ -369,6 +369,7 @@ class ControlsView(QWidget):
                 self.last.setValue(max(0, facts.slices - 1))
                 self.centre.setText(_centre(facts))
                 self.virtual_coils.setMaximum(_coils(facts))
+                self.subsets.setValue(1)
                 if facts.kind == "ct":
                     self.views_every.setMaximum(max(1, facts.shape[0] // 2))
             self._shown_scan = facts.scan

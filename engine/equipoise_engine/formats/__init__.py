@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import h5py
 
 from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match
 from equipoise_engine.errors import BadInput, Unsupported
+from equipoise_engine.formats.angles import repeated_views
 from equipoise_engine.formats.bart import is_bart, read_bart
 from equipoise_engine.formats.dataexchange import is_dataexchange, read_dataexchange
 from equipoise_engine.formats.fastmri import is_fastmri, read_fastmri
@@ -19,7 +21,7 @@ from equipoise_engine.formats.matlab import is_matlab, read_matlab
 from equipoise_engine.formats.nxtomo import is_nxtomo, read_nxtomo
 from equipoise_engine.formats.sinogram import AngleRange, is_tiff, read_sinogram
 from equipoise_engine.formats.twix import is_twix, read_twix
-from equipoise_engine.geometry import ConeBeam, FanBeam
+from equipoise_engine.geometry import LARGEST_TILT_RAD, Cartesian, ConeBeam, FanBeam, ParallelBeam
 
 KINDS = (
     "Data Exchange HDF5, NXtomo, MATLAB fan-beam structures and TIFF sinograms (CT), fastMRI-style HDF5, BART, Siemens"
@@ -70,10 +72,11 @@ class Known:
 
 @dataclass(frozen=True)
 class _Family:
-    """How files of a family are recognised, and how they are read."""
+    """How files of a family are recognised and read, and what of `Known` they take beside centre and beam."""
 
     recognises: Callable[[Path], bool]
     read: Callable[[Path, Known], Acquisition]
+    takes: frozenset[str] = frozenset()
 
 
 def _hdf5(path: Path, known: Known) -> Acquisition:
@@ -93,11 +96,19 @@ def _hdf5(path: Path, known: Known) -> Acquisition:
 
 # The first that recognises a file reads it: MATLAB 7.3 files are HDF5 as well.
 _FAMILIES = (
-    _Family(is_matlab, lambda path, known: read_matlab(path, known.centre_px, matrix=known.matrix)),
+    _Family(
+        is_matlab,
+        lambda path, known: read_matlab(path, known.centre_px, matrix=known.matrix),
+        frozenset({"matrix"}),
+    ),
     _Family(is_hdf5, _hdf5),
     _Family(is_bart, lambda path, known: read_bart(path)),
     _Family(is_twix, lambda path, known: read_twix(path)),
-    _Family(is_tiff, lambda path, known: read_sinogram(path, known.centre_px, angles=known.angles)),
+    _Family(
+        is_tiff,
+        lambda path, known: read_sinogram(path, known.centre_px, angles=known.angles),
+        frozenset({"angles"}),
+    ),
 )
 
 _OTHERS = (
@@ -142,7 +153,12 @@ def read(path: Path, *, centre_px: float | None = None, known: Known | None = No
     family = _family_of(path)
     if family is None:
         raise _other_kind(path)
+    for name, given in (("angles", known.angles), ("matrix", known.matrix)):
+        if given is not None and name not in family.takes:
+            raise BadInput(f"{path.name}: a file of this kind tells its own {name}; others are not taken")
     scan = family.read(path, known)
+    if known.matrix is not None and isinstance(scan.geometry, Cartesian | FanBeam):
+        raise BadInput(f"{path.name}: the size of its images follows from its samples; another one is not taken")
     return scan if known.beam is None else _diverging(scan, known.beam)
 
 
@@ -152,15 +168,26 @@ def _diverging(scan: Acquisition, beam: Beam) -> CtAcquisition:
         raise BadInput(f"{scan.path.name}: an MRI scan has no source and no detector", "Leave the distances out.")
     lengths = (beam.source_axis_mm, beam.source_detector_mm, beam.pixel_mm)
     rows, old = scan.shape[1], scan.geometry
+    if not isinstance(old, ParallelBeam):
+        raise BadInput(f"{scan.path.name}: the file tells the distances of its beam; others are not taken")
+    half_fan = math.atan(0.5 * scan.shape[2] * beam.pixel_mm / max(beam.source_detector_mm, 1e-9))
+    if half_fan > LARGEST_TILT_RAD:
+        raise BadInput(
+            f"{scan.path.name}: {scan.shape[2]} columns of {beam.pixel_mm:g} mm at {beam.source_detector_mm:g} mm would"
+            f" span a fan of {2 * math.degrees(half_fan):.0f} degrees",
+            "Check the side of a detector element, in mm.",
+        )
     geometry: FanBeam | ConeBeam
     if rows == 1:
         geometry = FanBeam(old.angle_rad, *lengths, old.centre_px)
     else:
         geometry = ConeBeam(old.angle_rad, *lengths, beam.pixel_mm, (rows - 1) / 2, old.centre_px)
     told = f"source to axis {lengths[0]:g} mm, to detector {lengths[1]:g} mm, element {lengths[2]:g} mm"
-    return replace(
-        scan, geometry=geometry, matched=(*scan.matched, Match("beam", "given by the user", (), f"{told}: {rows} rows"))
-    )
+    kind = "one detector row: a fan" if rows == 1 else f"{rows} detector rows: a cone"
+    # what was said about opposite views holds for parallel beams only
+    warnings = tuple(text for text in scan.warnings if text not in repeated_views(old.angle_rad))
+    match = Match("beam", "given by the user", (), f"{told}; {kind}")
+    return replace(scan, geometry=geometry, matched=(*scan.matched, match), warnings=warnings)
 
 
 def _family_of(path: Path) -> _Family | None:

@@ -272,7 +272,7 @@ def _read_fan(path: Path, name: str, scan: Value, centre_px: float | None) -> Ct
         Match("angles", f"{name}.parameters.angles", (angles.size,), "degrees, as files of this kind have them"),
         Match("distances", f"{name}.parameters.distanceSource...", (), distances),
         Match("pixel size", f"{name}.parameters.{pixel_name}", (), f"{factor * pixel_mm:g} mm at the detector"),
-        Match("rotation centre", "", (), centre if centre_px is None else "as given"),
+        Match("rotation centre", "the detector", (), centre if centre_px is None else "as given"),
     )
     return CtAcquisition(
         path=path,

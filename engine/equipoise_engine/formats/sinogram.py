@@ -54,6 +54,10 @@ _DAMAGE = (
 )
 
 
+LARGEST_SPAN_DEG = 36000.0
+"""Largest range of angles."""
+
+
 @dataclass(frozen=True)
 class AngleRange:
     """Evenly spaced projection angles.
@@ -64,11 +68,23 @@ class AngleRange:
         First angle and end of the range, counter-clockwise.
     inclusive
         Whether the last view lies at the end; otherwise one step before it.
+
+    Raises
+    ------
+    BadInput
+        The range has more than a hundred turns.
     """
 
     start_deg: float
     stop_deg: float
     inclusive: bool = False
+
+    def __post_init__(self) -> None:
+        span = abs(self.stop_deg - self.start_deg)
+        if not span <= LARGEST_SPAN_DEG:
+            raise BadInput(
+                f"angles from {self.start_deg:g} to {self.stop_deg:g} degrees span more than {LARGEST_SPAN_DEG:g}"
+            )
 
     def angles_deg(self, views: int) -> NDArray[np.float64]:
         """Return the angles of so many views `(view,)`, float64."""

@@ -37,30 +37,6 @@ class Compression:
         return coil_combinations(values, self.matrix, axis=axis)
 
 
-@dataclass(frozen=True)
-class GeometricCompression:
-    """Combinations of coils for each position along a fully sampled readout.
-
-    Parameters
-    ----------
-    matrices
-        `(position, virtual coil, coil)`, complex128, rows orthonormal, aligned so that virtual coils vary smoothly.
-    kept
-        Share of the energy of the calibration data that the virtual coils keep, 0 to 1.
-    """
-
-    matrices: NDArray[np.complex128]
-    kept: float
-
-    def apply(self, slices: ComplexArray) -> ComplexArray:
-        """Return slices along the readout `(position, coil, ...)` with virtual coils. Raises BadInput."""
-        if slices.ndim < 3 or (slices.shape[0], slices.shape[1]) != (self.matrices.shape[0], self.matrices.shape[2]):
-            raise BadInput(f"coil matrices of {self.matrices.shape} do not fit slices of shape {slices.shape}")
-        flat = slices.reshape(*slices.shape[:2], -1)
-        mixed = np.matmul(self.matrices.astype(slices.dtype), flat)
-        return np.asarray(mixed.reshape(*mixed.shape[:2], *slices.shape[2:]))
-
-
 def compression(
     calibration: ComplexArray, *, virtual_coils: int | None = None, energy: float | None = None, axis: int = 0
 ) -> Compression:
@@ -86,42 +62,6 @@ def compression(
     values, vectors = _spectrum(_gram(flat)[None])
     count = _count(values, virtual_coils, energy)
     return Compression(np.ascontiguousarray(vectors[0, :, :count].conj().T), _kept(values, count))
-
-
-def geometric_compression(
-    slices: ComplexArray, *, virtual_coils: int | None = None, energy: float | None = None
-) -> GeometricCompression:
-    """Return combinations of coils for each position along the readout, aligned from position to position.
-
-    At one position the coils see less of the object than over the whole of it, so that fewer virtual coils do.
-
-    Parameters
-    ----------
-    slices
-        Calibration data after the Fourier transform along the readout `(position, coil, ...)`, complex.
-    virtual_coils, energy
-        As for `compression`; the energy is that of all positions together.
-
-    Raises
-    ------
-    BadInput
-        As for `compression`.
-
-    Source: T. Zhang et al. 2013, doi:10.1002/mrm.24267: neighbours are aligned by the unitary matrix U V^H of the
-    singular value decomposition of their product. It starts from the position with the most energy.
-    """
-    if slices.ndim < 3:
-        raise BadInput(f"calibration slices must be (position, coil, ...), not of shape {slices.shape}")
-    gram = np.stack([_gram(one.reshape(slices.shape[1], -1)) for one in slices])
-    values, vectors = _spectrum(gram)
-    count = _count(values, virtual_coils, energy)
-    matrices = np.ascontiguousarray(vectors[:, :, :count].conj().transpose(0, 2, 1))
-    start = int(values.sum(axis=1).argmax())
-    for position in range(start + 1, slices.shape[0]):
-        matrices[position] = _aligned(matrices[position], matrices[position - 1])
-    for position in range(start - 1, -1, -1):
-        matrices[position] = _aligned(matrices[position], matrices[position + 1])
-    return GeometricCompression(matrices, _kept(values, count))
 
 
 def _gram(flat: ComplexArray) -> NDArray[np.complex128]:
@@ -155,9 +95,3 @@ def _count(values: NDArray[np.float64], virtual_coils: int | None, energy: float
 
 def _kept(values: NDArray[np.float64], count: int) -> float:
     return min(float(values[:, :count].sum() / values.sum()), 1.0)
-
-
-def _aligned(matrix: NDArray[np.complex128], neighbour: NDArray[np.complex128]) -> NDArray[np.complex128]:
-    """Return the rotation of `matrix (virtual coil, coil)` within its span that comes closest to its neighbour."""
-    left, _, right = np.linalg.svd(neighbour @ matrix.conj().T)
-    return np.asarray((left @ right) @ matrix)

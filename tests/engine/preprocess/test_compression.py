@@ -10,7 +10,7 @@ import pytest
 from equipoise_engine.acquisition import MriAcquisition
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats import read
-from equipoise_engine.preprocess.compression import compression, geometric_compression
+from equipoise_engine.preprocess.compression import compression
 from equipoise_engine.preprocess.kspace import to_image
 
 
@@ -52,29 +52,6 @@ def test_the_coil_axis_may_stand_anywhere() -> None:
     assert found.apply(data, axis=1).shape == (4, 2, 5)
 
 
-def _turning(positions: int) -> np.ndarray:
-    """Return data `(position, coil, sample)` of two sources whose sensitivities turn along the readout."""
-    angle = np.linspace(0, 1.4, positions)[:, None, None]
-    first, second = _draw(1, 6, 1), _draw(2, 6, 1)[1:]
-    sensitivity = np.concatenate([np.cos(angle) * first + np.sin(angle) * second, np.cos(3 * angle) * second], axis=2)
-    return sensitivity @ _draw(positions, 2, 40)
-
-
-def test_geometric_compression_keeps_more_and_varies_smoothly() -> None:
-    data = np.concatenate([_turning(30), _draw(30, 6, 40) * 0.01], axis=2)
-    found = geometric_compression(data, virtual_coils=2)
-    assert found.matrices.shape == (30, 2, 6)
-    assert found.kept > 0.999
-    assert found.kept >= compression(data, virtual_coils=2, axis=1).kept
-    product = found.matrices @ found.matrices.conj().transpose(0, 2, 1)
-    np.testing.assert_allclose(product, np.broadcast_to(np.eye(2), product.shape), rtol=0, atol=1e-12)
-    # neighbours are as alike as the spans allow: their product is Hermitian, positive
-    overlap = found.matrices[1:] @ found.matrices[:-1].conj().transpose(0, 2, 1)
-    np.testing.assert_allclose(overlap, overlap.conj().transpose(0, 2, 1), rtol=0, atol=1e-12)
-    assert np.linalg.eigvalsh(overlap).min() > 0.9
-    assert found.apply(data[:, :, :, None]).shape == (30, 2, 80, 1)
-
-
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -92,8 +69,6 @@ def test_unclear_requests_are_refused(settings: dict[str, int], reason: str) -> 
 def test_data_without_signal_are_refused() -> None:
     with pytest.raises(BadInput, match="no signal"):
         compression(np.zeros((4, 10), complex), virtual_coils=2)
-    with pytest.raises(BadInput, match="do not fit slices"):
-        geometric_compression(_draw(3, 4, 10), virtual_coils=2).apply(_draw(2, 4, 10))
 
 
 def test_half_the_coils_keep_a_measured_brain(shared_data: Path) -> None:
@@ -104,7 +79,3 @@ def test_half_the_coils_keep_a_measured_brain(shared_data: Path) -> None:
     assert found.kept > 0.98
     whole, less = (np.linalg.norm(to_image(data, (-2, -1)), axis=0) for data in (kspace, found.apply(kspace)))
     assert np.linalg.norm(whole - less) < 0.15 * np.linalg.norm(whole)
-    # along a readout, positions of their own keep more
-    slices = np.moveaxis(to_image(kspace, (-1,)), -1, 0)
-    along = geometric_compression(slices[:, :, 103:127], virtual_coils=4)
-    assert along.kept > found.kept

@@ -11,10 +11,7 @@ from scipy.special import j1
 from equipoise_engine.errors import BadInput
 from equipoise_engine.preprocess.kspace import (
     coil_combinations,
-    cropped_field_of_view,
     embedded,
-    shifted_field_of_view,
-    slices_along_readout,
     to_image,
     to_kspace,
     without_oversampling,
@@ -101,51 +98,6 @@ def test_taking_out_oversampling_keeps_noise_white() -> None:
 def test_a_larger_matrix_than_measured_is_refused() -> None:
     with pytest.raises(BadInput, match="33 pixels cannot be cut out of 32"):
         without_oversampling(_draw(1, 32, 8), -2, 33)
-
-
-@pytest.mark.parametrize("axis", [1, 2, 3, -1])
-def test_slices_are_those_of_the_volume(axis: int) -> None:
-    volume = _draw(2, 6, 8, 10)
-    slices = slices_along_readout(to_kspace(volume, (1, 2, 3)), axis, matrix=5)
-    size = volume.shape[axis]
-    assert slices.shape[:2] == (5, 2)
-    assert slices.flags.c_contiguous
-    for number, one in enumerate(slices):
-        expected = volume.take(size // 2 - 2 + number, axis=axis)
-        np.testing.assert_allclose(to_image(one, (-2, -1)), expected, rtol=0, atol=1e-13)
-
-
-def test_the_coils_are_no_readout() -> None:
-    with pytest.raises(BadInput, match="readout axis of 1 to 3"):
-        slices_along_readout(_draw(2, 4, 4, 4), 0)
-
-
-def test_the_field_of_view_is_cropped_about_its_origin() -> None:
-    image = _draw(2, 12, 15)
-    kspace = cropped_field_of_view(to_kspace(image, (-2, -1)), (6, 7))
-    np.testing.assert_allclose(to_image(kspace, (-2, -1)), image[:, 3:9, 4:11], rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("shift", [(3.0, -5.0), (0.37, 7.25), (0.0, -0.5)])
-def test_a_shift_moves_an_ellipse(shift: tuple[float, float]) -> None:
-    shifted = shifted_field_of_view(_ellipse(64, 64, (1.5, -2.25)), shift)
-    expected = _ellipse(64, 64, (1.5 + shift[0], -2.25 + shift[1]))
-    np.testing.assert_allclose(shifted, expected, rtol=0, atol=1e-13)
-
-
-def test_a_shift_by_whole_pixels_is_circular() -> None:
-    image = _draw(2, 9, 12).astype(np.complex64)
-    shifted = to_image(shifted_field_of_view(to_kspace(image, (-2, -1)), (4, -7)), (-2, -1))
-    assert shifted.dtype == np.complex64
-    np.testing.assert_allclose(shifted, np.roll(image, (4, -7), (-2, -1)), rtol=0, atol=2e-6)
-
-
-def test_a_shift_can_be_undone() -> None:
-    kspace = _draw(8, 9)
-    back = shifted_field_of_view(shifted_field_of_view(kspace, (0.3, 1e6)), (-0.3, -1e6))
-    np.testing.assert_allclose(back, kspace, rtol=0, atol=1e-12)
-    with pytest.raises(BadInput, match="shift of"):
-        shifted_field_of_view(kspace, (np.nan, 0.0))
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])

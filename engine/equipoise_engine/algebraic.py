@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,14 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equipoise_engine.classical import Reconstructed, check_sign, usable
+from equipoise_engine.classical import Ongoing, Reconstructed, check_sign, usable
 from equipoise_engine.errors import BadInput
 from equipoise_engine.operators import Physics, norms
 from equipoise_engine.progress import Progress, Watch, unwatched
-from equipoise_engine.solve import Outcome
 
 GRAZING = 1e-5
-"""Rays and pixels whose sum is below this share of the largest are taken as unseen."""
+"""Rays and pixels whose sum, without weights, is below this share of the largest of a sample are taken as unseen."""
 
 
 def ordered_subsets(angle_rad: NDArray[np.float64], count: int, *, turn_rad: float) -> tuple[Tensor, ...]:
@@ -82,7 +80,7 @@ def simultaneous_iterations(
     y
         `(batch, view, ...)`.
     tolerance
-        Stop once the relative change of the image in a step is below, for every sample.
+        A sample has converged, and stays as it is, once the relative change of its image in a step is below.
     nonnegative
         Whether negative values are forbidden.
     subsets
@@ -112,7 +110,7 @@ def simultaneous_iterations(
     size = norms(y).clamp(min=tiny)
     # all views at once: the residual after a step is the one that the next step needs
     residual = parts[0].y.clone()
-    outcome, step = Outcome.MAX_STEPS, 0
+    change, told, ongoing, step = torch.ones_like(size), torch.ones_like(size), Ongoing(y), 0
     while step < max_steps:
         before, squares = x, torch.zeros_like(size)
         for part in parts:
@@ -122,11 +120,13 @@ def simultaneous_iterations(
             x = x + part.physics.adjoint(residual.mul_(part.rows)).mul_(part.columns)
             if nonnegative:
                 x.clamp_(min=0)
+        x = ongoing.moved(x, before)
         if len(parts) == 1:
             residual = torch.sub(parts[0].y, physics.forward(x))
             squares = norms(usable(residual, weights)) ** 2
         step += 1
-        change = norms(x - before) / norms(x).clamp(min=tiny)
+        change = ongoing.moved(norms(x - before) / norms(x).clamp(min=tiny), change)
+        told = ongoing.moved(squares.sqrt() / size, told)
         watch(
             Progress(
                 "solve",
@@ -134,16 +134,12 @@ def simultaneous_iterations(
                 max_steps,
                 iterate=x,
                 fixed_point_residual=change,
-                data_residual=squares.sqrt() / size,
+                data_residual=told,
             )
         )
-        if not bool(torch.isfinite(change).all()):
-            outcome = Outcome.DIVERGED
+        if ongoing.end(change <= tolerance, torch.isfinite(change)):
             break
-        if bool((change <= tolerance).all()):
-            outcome = Outcome.CONVERGED
-            break
-    return Reconstructed(x, outcome, step)
+    return Reconstructed(x, ongoing.outcome, step)
 
 
 class _Part:
@@ -160,8 +156,14 @@ class _Part:
     def __init__(self, physics: Physics, y: Tensor, weights: Tensor | None, relaxation: float) -> None:
         self.physics, self.y, self.weights = physics, y, weights
         across = physics.forward(torch.ones((1, *physics.domain), dtype=y.dtype, device=y.device))
-        self.rows = _inverse(across) if weights is None else weights
-        self.columns = _inverse(physics.adjoint(self.rows * across)).mul_(relaxation)
+        least = GRAZING * _largest(across)
+        self.rows = torch.where(across > least, 1 / across.clamp(min=least), 0.0) if weights is None else weights
+        sums = physics.adjoint(self.rows * across)
+        # weights fall with the attenuation: a pixel is unseen where it is grazed, not where it is dark
+        reach = sums if weights is None else physics.adjoint(_counted(across > least, weights).to(y.dtype))
+        smallest = torch.finfo(sums.dtype).tiny
+        seen = (reach > GRAZING * _largest(reach)) & (sums > smallest)
+        self.columns = torch.where(seen, 1 / sums.clamp(min=smallest), 0.0).mul_(relaxation)
 
 
 def _parts(
@@ -178,7 +180,13 @@ def _parts(
     return parts
 
 
-def _inverse(sums: Tensor) -> Tensor:
-    """Return the reciprocals, zero where a sum is next to nothing."""
-    least = GRAZING * float(sums.max()) if sums.numel() else math.inf
-    return torch.where(sums > least, 1 / sums.clamp(min=max(least, torch.finfo(sums.dtype).tiny)), 0.0)
+def _counted(met: Tensor, weights: Tensor) -> Tensor:
+    """Return which rays meet the image and weigh something, of one sample where all do."""
+    counted = weights > 0
+    return met if bool(counted.all()) else met & counted
+
+
+def _largest(sums: Tensor) -> Tensor:
+    """Return the largest sum of each sample, shaped to be compared with them, and not zero."""
+    largest = sums.flatten(1).amax(1) if sums.numel() else sums.new_zeros(sums.shape[0])
+    return largest.reshape(-1, *([1] * (sums.ndim - 1))).clamp(min=torch.finfo(sums.dtype).tiny / GRAZING)

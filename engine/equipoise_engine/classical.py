@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equipoise_engine.errors import BadInput
-from equipoise_engine.operators import Physics, norms, operator_norm
+from equipoise_engine.operators import Physics, norms, operator_norms
 from equipoise_engine.progress import Progress, Watch, unwatched
 from equipoise_engine.solve import Outcome
+
+NORM_STEPS = 12
+"""Lanczos steps for the norm that damping is relative to."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,47 @@ class Reconstructed:
     outcome
         The worst in the batch.
     steps
-        Iterations taken.
+        Iterations taken, of the sample that took most.
     """
 
     image: Tensor
     outcome: Outcome
     steps: int
+
+
+class Ongoing:
+    """Which samples of a batch are still iterated, so that none depends on how long the others take.
+
+    Parameters
+    ----------
+    like
+        Any tensor `(batch, ...)` of the iteration.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.samples = torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
+        self._any_diverged = False
+        self._all = True
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst in the batch if the iteration ended here."""
+        if self._any_diverged:
+            return Outcome.DIVERGED
+        return Outcome.MAX_STEPS if bool(self.samples.any()) else Outcome.CONVERGED
+
+    def moved(self, after: Tensor, before: Tensor) -> Tensor:
+        """Return what was computed in a step `(batch, ...)`, for samples that have ended what there was before it."""
+        if self._all:
+            return after
+        return torch.where(self.samples.reshape(-1, *([1] * (after.ndim - 1))), after, before)
+
+    def end(self, converged: Tensor, finite: Tensor) -> bool:
+        """End samples that have converged or are not finite, both `(batch,)`, bool; return whether all have ended."""
+        self._any_diverged |= bool((self.samples & ~finite).any())
+        self.samples = self.samples & finite & ~converged
+        self._all = bool(self.samples.all())
+        return not bool(self.samples.any())
 
 
 def data_residual(physics: Physics, image: Tensor, y: Tensor) -> Tensor:
@@ -53,12 +91,12 @@ def counts_weights(y: Tensor, *, saturation: float = math.inf) -> Tensor:
 
     A ray that N photons of N0 come through has a line integral of log(N0 / N), whose variance is about 1 / N: the
     weights are proportional to exp(-y). Rays without any count, which are not finite or reach `saturation`, weigh
-    nothing.
+    nothing. No ray has more photons than the open beam: a negative y weighs as much as zero.
 
     Source: K. Sauer and C. Bouman 1993, doi:10.1109/78.193196.
     """
     counted = torch.isfinite(y) & (y < saturation)
-    flat = torch.where(counted, y, math.inf).reshape(y.shape[0], -1)
+    flat = torch.where(counted, y.clamp(min=0), math.inf).reshape(y.shape[0], -1)
     # relative to the brightest ray, so that nothing overflows
     brightest = flat.amin(dim=1, keepdim=True)
     weights = torch.exp(torch.where(torch.isfinite(brightest), brightest, 0.0) - flat)
@@ -86,6 +124,21 @@ def usable(y: Tensor, weights: Tensor | None) -> Tensor:
 def along_batch(values: Tensor, like: Tensor) -> Tensor:
     """Return values `(batch,)` in the precision of `like (batch, ...)` and shaped to be multiplied with it."""
     return values.to(like.real.dtype).reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def fixed_draw(physics: Physics, y: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return where the search for the norm of A starts, the same random image for each sample `(batch, *domain)`.
+
+    One sample does where neither physics nor weights differ between samples. A has no negative entries in CT: a
+    positive image is far from orthogonal to its leading singular vector.
+    """
+    batch = y.shape[0] if weights is not None or physics.slices > 1 else 1
+    generator = torch.Generator().manual_seed(0)
+    if physics.complex_image:
+        drawn = torch.view_as_complex(torch.randn((1, *physics.domain, 2), generator=generator))
+    else:
+        drawn = torch.rand((1, *physics.domain), generator=generator)
+    return drawn.to(y.device, y.dtype).expand(batch, *physics.domain)
 
 
 def space_axes(physics: Physics) -> int:
@@ -117,11 +170,13 @@ def conjugate_gradients(
     damping
         Relative to the largest singular value of A.
     tolerance
-        A sample has converged once ||A^H V (A x - y) + ...|| is below this multiple of its first value.
+        A sample has converged, and stays as it is, once ||A^H V (A x - y) + ...|| is below this multiple of its first
+        value.
     weights
         Diagonal of V, shaped as y; None takes the identity.
     watch
-        Called after each step; the fixed-point residual is the relative change ||x_k+1 - x_k|| / ||x_k+1||.
+        Called after each step; the fixed-point residual is the relative change ||x_k+1 - x_k|| / ||x_k+1||, that of
+        its last step for a sample that has converged.
     """
     y = usable(y, weights)
 
@@ -129,15 +184,18 @@ def conjugate_gradients(
         return residual if weights is None else weights * residual
 
     ahy = physics.adjoint(weighted(y))
-    square = 0.0
+    square = torch.zeros(y.shape[0], dtype=torch.float64, device=y.device)
     if damping > 0:
-        square = damping**2 * operator_norm(lambda v: physics.adjoint(weighted(physics.forward(v))), ahy, steps=8)
+        start = fixed_draw(physics, y, weights)
+        square = square + damping**2 * operator_norms(
+            lambda v: physics.adjoint(weighted(physics.forward(v))), start, steps=NORM_STEPS
+        )
     x = torch.zeros_like(ahy)
     gradient = ahy
     direction = gradient
     size = norms(gradient) ** 2
     first = size.clamp(min=torch.finfo(torch.float64).tiny)
-    outcome, step = Outcome.MAX_STEPS, 0
+    change, ongoing, step = torch.ones_like(size), Ongoing(y), 0
     projected = torch.zeros_like(y)
     scale = norms(y).clamp(min=torch.finfo(torch.float64).tiny)
     while step < max_steps:
@@ -145,13 +203,14 @@ def conjugate_gradients(
         seen = measured if weights is None else weights.sqrt() * measured
         curvature = norms(seen) ** 2 + square * norms(direction) ** 2
         length = torch.where(curvature > 0, size / curvature.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+        length = length * ongoing.samples
         move = along_batch(length, x) * direction
         x = x + move
         projected = projected + along_batch(length, projected) * measured
-        gradient = physics.adjoint(weighted(y - projected)) - square * x
+        gradient = physics.adjoint(weighted(y - projected)) - along_batch(square, x) * x
         following = norms(gradient) ** 2
         step += 1
-        change = norms(move) / norms(x).clamp(min=torch.finfo(torch.float64).tiny)
+        change = ongoing.moved(norms(move) / norms(x).clamp(min=torch.finfo(torch.float64).tiny), change)
         watch(
             Progress(
                 "solve",
@@ -162,15 +221,11 @@ def conjugate_gradients(
                 data_residual=norms(usable(projected - y, weights)) / scale,
             )
         )
-        if not bool(torch.isfinite(following).all()):
-            outcome = Outcome.DIVERGED
-            break
-        if bool((following <= tolerance**2 * first).all()):
-            outcome = Outcome.CONVERGED
+        if ongoing.end(following <= tolerance**2 * first, torch.isfinite(following)):
             break
         direction = gradient + along_batch(torch.where(size > 0, following / size, 0.0), x) * direction
         size = following
-    return Reconstructed(x, outcome, step)
+    return Reconstructed(x, ongoing.outcome, step)
 
 
 @torch.no_grad()
@@ -206,11 +261,11 @@ def total_variation(
     y
         `(batch, ...)`.
     tolerance
-        Stop once the relative change of the image is below, for every sample.
+        A sample has converged, and stays as it is, once the relative change of its image is below.
     nonnegative
         Whether negative values are forbidden (CT).
     watch
-        Called after each step; the fixed-point residual is the relative change of the image.
+        Called after each step; the fixed-point residual is the relative change of the image in the sample's last step.
 
     Raises
     ------
@@ -255,11 +310,11 @@ def wavelet(
     y
         `(batch, ...)`.
     tolerance
-        Stop once the relative change of the image is below, for every sample.
+        A sample has converged, and stays as it is, once the relative change of its image is below.
     seed
         Of the random places.
     watch
-        Called after each step; the fixed-point residual is the relative change of the image.
+        Called after each step; the fixed-point residual is the relative change of the image in the sample's last step.
 
     Source: M. Lustig, D. Donoho, J. M. Pauly 2007, doi:10.1002/mrm.21391; cycle spinning: M. Figueiredo and R. Nowak
     2003, doi:10.1109/TIP.2003.814255.
@@ -293,27 +348,26 @@ def _accelerated(
     max_steps: int,
     watch: Watch,
 ) -> Reconstructed:
-    """Iterate x = prox(x - A^H W (A x - y)) with momentum, restarted where it points uphill."""
-    ahead, momentum = x, 1.0
+    """Iterate x = prox(x - A^H W (A x - y)) with momentum, restarted where it points uphill, for each sample."""
+    ahead, momentum = x, torch.ones(x.shape[0], dtype=torch.float64, device=x.device)
     # A is applied to each new image once: what it gives of the point ahead is a combination of two images'
     seen = physics.forward(x)
     ahead_seen = seen
     size = norms(y).clamp(min=torch.finfo(torch.float64).tiny)
-    outcome, step = Outcome.MAX_STEPS, 0
+    change, ongoing, step = torch.ones_like(size), Ongoing(x), 0
     while step < max_steps:
-        following = prox(ahead - physics.adjoint(physics.weight(ahead_seen - y)))
+        following = ongoing.moved(prox(ahead - physics.adjoint(physics.weight(ahead_seen - y))), x)
         following_seen = physics.forward(following)
-        grown = 0.5 * (1 + math.sqrt(1 + 4 * momentum**2))
-        turning = torch.sum(((ahead - following).conj() * (following - x)).real) > 0
-        if bool(turning):
-            grown = 1.0
+        moved = following - x
+        turning = ((ahead - following).conj() * moved).real.flatten(1).sum(1) > 0
+        grown = torch.where(turning, 1.0, 0.5 * (1 + (1 + 4 * momentum**2).sqrt()))
         push = (momentum - 1) / grown
-        ahead = following + push * (following - x)
-        ahead_seen = following_seen + push * (following_seen - seen)
+        ahead = following + along_batch(push, x) * moved
+        ahead_seen = following_seen + along_batch(push, y) * (following_seen - seen)
         reached = norms(following)
         # an image without any positive value goes to zero at once: that is a change of one, not an infinite one
         scale = torch.where(reached > 0, reached, norms(x)).clamp(min=torch.finfo(torch.float64).tiny)
-        change = norms(following - x) / scale
+        change = ongoing.moved(norms(moved) / scale, change)
         x, seen, momentum = following, following_seen, grown
         step += 1
         watch(
@@ -326,13 +380,9 @@ def _accelerated(
                 data_residual=norms(seen - y) / size,
             )
         )
-        if not bool(torch.isfinite(change).all()):
-            outcome = Outcome.DIVERGED
+        if ongoing.end(change <= tolerance, torch.isfinite(change)):
             break
-        if bool((change <= tolerance).all()):
-            outcome = Outcome.CONVERGED
-            break
-    return Reconstructed(x, outcome, step)
+    return Reconstructed(x, ongoing.outcome, step)
 
 
 def check_sign(physics: Physics, nonnegative: bool) -> None:
@@ -376,7 +426,7 @@ def _total_variation_prox(
 ) -> tuple[Tensor, Tensor]:
     """Return argmin 1/2 ||x - target||^2 + level TV(x) and the dual field `(axes, batch, *domain)` it ends with.
 
-    Dual projected gradients (A. Chambolle 2004, doi:10.1023/B:JMIV.0000011325.36760.1e); the norm of the differences
+    Dual projected gradients (A. Chambolle 2005, doi:10.1007/11585978_10); the norm of the differences
     along n axes is at most 2 sqrt(n).
     """
     strength = along_batch(level, target)

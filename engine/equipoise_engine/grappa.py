@@ -61,7 +61,7 @@ def grappa(kspace: ComplexArray, sampled: NDArray[np.bool_], *, regularisation: 
     """Return k-space `(coil, ky, kx)` with the missing samples filled in, the measured ones untouched.
 
     What lies outside the sampled part, as the missing side of partial Fourier sampling or the corners of an elliptic
-    one, stays zero.
+    one, stays zero. A lattice that ends less than its spacing before the edge of k-space is taken to go on to the edge.
 
     Parameters
     ----------
@@ -164,23 +164,31 @@ def _gap(used: NDArray[np.bool_]) -> int:
 
 
 def _wanted(sampled: NDArray[np.bool_], spacing: Lattice) -> NDArray[np.bool_]:
-    """Return which missing positions `(ky, kx)` to fill: those within a spacing of a sample."""
+    """Return which missing positions `(ky, kx)` to fill: those of the sampled part within a spacing of a sample."""
     reach = np.pad(sampled, ((spacing.rows - 1,) * 2, (spacing.columns - 1,) * 2))
     close = sliding_window_view(reach, (2 * spacing.rows - 1, 2 * spacing.columns - 1)).any(axis=(2, 3))
-    # inside the sampled part there are samples in all four quadrants
+    lost = _inside(sampled) & ~close
+    if lost.any():
+        row, column = (int(index) for index in np.argwhere(lost)[0])
+        raise BadInput(
+            f"{int(lost.sum())} missing samples have no source in reach, the first at (ky, kx) = ({row}, {column})"
+        )
+    # the next samples of the lattice, beyond the edges of k-space
+    rows, columns = min(spacing.rows, sampled.shape[0]), min(spacing.columns, sampled.shape[1])
+    longer = np.concatenate([sampled[:rows], sampled, sampled[-rows:]], axis=0)
+    wider = np.concatenate([longer[:, :columns], longer, longer[:, -columns:]], axis=1)
+    return np.asarray(close & ~sampled & _inside(wider)[rows:-rows, columns:-columns])
+
+
+def _inside(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which positions `(ky, kx)` lie inside the sampled part: there are samples in all four quadrants."""
     inside = np.ones_like(sampled)
     for vertical in (1, -1):
         for across in (1, -1):
             turned = sampled[::vertical, ::across]
             reached = np.logical_or.accumulate(np.logical_or.accumulate(turned, axis=0), axis=1)
             inside &= reached[::vertical, ::across]
-    lost = inside & ~close
-    if lost.any():
-        row, column = (int(index) for index in np.argwhere(lost)[0])
-        raise BadInput(
-            f"{int(lost.sum())} missing samples have no source in reach, the first at (ky, kx) = ({row}, {column})"
-        )
-    return np.asarray(close & ~sampled)
+    return inside
 
 
 def _sources(half: tuple[int, int], spacing: Lattice) -> int:

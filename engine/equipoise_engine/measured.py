@@ -285,14 +285,16 @@ def _measure_mri(
 
 
 def _maps(kspace: Tensor, geometry: Cartesian | NonCartesian, model: Modelling) -> Tensor:
-    """Return coil maps `(coil, y, x)`, or two sets of them; a slice without any signal has equal ones."""
+    """Return coil maps `(coil, y, x)`, or two sets of them; a slice without any signal has one of equal ones."""
     shape = geometry.sampled.shape if isinstance(geometry, Cartesian) else geometry.matrix
     coils = kspace.shape[0]
     two = model.coil_maps == "espirit-2"
     if two and not isinstance(geometry, Cartesian):
         raise BadInput("two sets of coil maps are there for Cartesian sampling only", "Choose espirit or walsh.")
     if not bool(kspace.any()):
-        return torch.full(((2,) if two else ()) + (coils, *shape), 1 / math.sqrt(coils), dtype=kspace.dtype)
+        equal = torch.full((coils, *shape), 1 / math.sqrt(coils), dtype=kspace.dtype)
+        # a second set alike would make A^H A of norm two
+        return torch.stack([equal, torch.zeros_like(equal)]) if two else equal
     if model.coil_maps == "walsh":
         return torch.from_numpy(walsh_maps(_blurred_images(kspace, geometry).numpy()))
     if not isinstance(geometry, Cartesian):

@@ -24,12 +24,14 @@ from equipoise_engine.cone import ConeBeamPhysics
 from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.equilibrium import ForwardSettings
 from equipoise_engine.errors import BadInput
+from equipoise_engine.fbp import is_offset
 from equipoise_engine.geometry import Cartesian, ConeBeam, ParallelBeam
 from equipoise_engine.grappa import grappa
 from equipoise_engine.measured import CoilMaps, Measured, Modelling, Undersampling, coil_images, kspace_of, measure
 from equipoise_engine.model import EquilibriumModel
+from equipoise_engine.mri import centred_fft
 from equipoise_engine.noncartesian import NonCartesianPhysics
-from equipoise_engine.operators import Physics
+from equipoise_engine.operators import Physics, norms
 from equipoise_engine.partial_fourier import homodyne, is_partial_fourier, projection_onto_convex_sets
 from equipoise_engine.primal_dual import primal_dual_total_variation
 from equipoise_engine.progress import Progress, Watch, unwatched
@@ -109,7 +111,8 @@ class BatchResult:
     iterations
         Iterations taken.
     data_residual
-        ||A x - y|| / ||y|| `(slice,)`, float64.
+        ||A x - y|| / ||y|| `(slice,)`, float64; of coil-by-coil methods, A is the transform of each coil image to
+        where k-space was sampled.
     """
 
     image: Tensor
@@ -253,13 +256,14 @@ def run(
         settings.prewhiten,
     )
     if settings.method in COIL_BY_COIL:
-        # need no coil maps, so they are quick; the coil images reproduce the measured samples
+        # need no coil maps, so they are quick
         assert isinstance(scan, MriAcquisition)
         kspace, sampling = kspace_of(scan, slices, undersampling, modelling)
         assert isinstance(sampling, Cartesian)
         images = torch.stack([_coils_alone(settings.method, one, sampling, device) for one in kspace])
         image = torch.linalg.vector_norm(images, dim=1)
-        return BatchResult(image.float().cpu(), image, "direct", 1, torch.zeros(kspace.shape[0], dtype=torch.float64))
+        residual = _coil_residual(images, kspace.to(device), sampling)
+        return BatchResult(image.float().cpu(), image, "direct", 1, residual.cpu())
     done = run_measured(measure(scan, slices, device, undersampling, modelling), settings, model, watch)
     # a cone beam gives all slices of its volume, whichever were asked for
     return replace(done, image=done.image[slices]) if isinstance(scan.geometry, ConeBeam) else done
@@ -274,6 +278,13 @@ def _coils_alone(method: str, kspace: Tensor, sampling: Cartesian, device: torch
         return torch.from_numpy(homodyne(values, sampling.sampled)).to(device)
     fill = grappa if method == "grappa" else projection_onto_convex_sets
     return coil_images(torch.from_numpy(fill(values, sampling.sampled))[None].to(device), sampling)[0]
+
+
+def _coil_residual(images: Tensor, kspace: Tensor, sampling: Cartesian) -> Tensor:
+    """Return by how much images `(slice, coil, y, x)` miss the measured samples, relative to those `(slice,)`."""
+    sampled = torch.from_numpy(sampling.sampled).to(images.device)
+    missed = (centred_fft(images) - kspace).mul_(sampled)
+    return norms(missed) / norms(kspace).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @torch.no_grad()
@@ -375,5 +386,7 @@ def _iterated(physics: Physics, y: Tensor, settings: ReconstructSettings, watch:
 
 def _subsets(physics: Physics, count: int) -> tuple[Tensor, ...]:
     assert isinstance(physics, TomographyPhysics | ConeBeamPhysics)
-    turn = math.pi if isinstance(physics.geometry, ParallelBeam) else 2 * math.pi
+    # a half-acquisition sees one side of the object from each direction
+    half = isinstance(physics.geometry, ParallelBeam) and not is_offset(physics.geometry, physics.range[-1])
+    turn = math.pi if half else 2 * math.pi
     return ordered_subsets(physics.geometry.angle_rad, count, turn_rad=turn)

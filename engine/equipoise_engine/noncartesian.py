@@ -52,6 +52,8 @@ PROBED_SLICES = 2
 """Slices that the norm is found from."""
 NORM_STEPS = 16
 """Lanczos steps for the norm, which miss less than a hundredth of it; as many power iterations miss a tenth."""
+NORM_MARGIN = 1.01
+"""They approach it from below."""
 NEAR = 0.75
 """A Cartesian position counts as measured with a sample this near, in cycles per field of view."""
 
@@ -363,7 +365,7 @@ class _Scale:
         norm = operator_norm(lambda x: _convolved(x, maps.to(x.dtype), spectrum), start, steps=NORM_STEPS)
         if norm <= 0:
             raise BadInput("the coil maps are zero everywhere")
-        return 1 / norm
+        return 1 / (NORM_MARGIN * norm)
 
 
 def _convolved(x: Tensor, maps: Tensor, spectrum: Tensor) -> Tensor:
@@ -607,7 +609,8 @@ def cartesian_positions(matrix: tuple[int, int]) -> _Reals:
 def radial_trajectory(spokes: int, samples: int, matrix: tuple[int, int] | int, *, golden: bool = False) -> _Reals:
     """Return spokes through the centre of k-space `(readout, sample, 2)` along (ky, kx), cycles per field of view.
 
-    Sample `samples // 2` is the centre; the first lies at the edge of k-space of the matrix.
+    Sample `samples // 2` is the centre. With an even number of samples the first lies at the edge of k-space of the
+    matrix, with an odd number the first and the last lie half a sample's distance within it.
 
     Parameters
     ----------

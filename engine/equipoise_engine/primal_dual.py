@@ -10,24 +10,27 @@ import torch
 from torch import Tensor
 
 from equipoise_engine.classical import (
+    Ongoing,
     Reconstructed,
     along_batch,
     check_sign,
     differences,
     divergence,
+    fixed_draw,
     lengths,
     space_axes,
     starting_image,
     usable,
 )
-from equipoise_engine.operators import Physics, norms
+from equipoise_engine.operators import Physics, leading_eigenpairs, norms, operator_norms
 from equipoise_engine.progress import Progress, Watch, unwatched
-from equipoise_engine.solve import Outcome
 
-NORM_TOLERANCE = 1e-3
-"""Power iterations end where a step changes the norm by less than this share."""
+NORM_STEPS = 8
+"""Lanczos steps for the norm of the scaled A."""
+STACKED_STEPS = 4
+"""More of them for that of A and the differences together in CT, where the leading image is close to that of A."""
 NORM_MARGIN = 1.01
-"""Power iterations approach a norm from below."""
+"""Lanczos steps approach a norm from below."""
 SHARE_OF_DIFFERENCES = 0.5
 """Squared norm of the scaled differences in units of that of the scaled A; measured: no worse than any up to 2."""
 
@@ -71,16 +74,16 @@ def primal_dual_total_variation(
     y
         `(batch, ...)`.
     tolerance
-        Stop once the fixed-point residual is below, for every sample.
+        A sample has converged, and stays as it is, once its fixed-point residual is below.
     nonnegative
         Whether negative values are forbidden.
     weights
         Diagonal of V, shaped as y; None takes the identity.
     watch
-        Called after each step. The fixed-point residual is that of image and dual variables together in the norm in
-        which the iteration does not expand. Among the terms are "objective", "gap", by which the objective is above its
-        minimum at the most, as long as no value of the minimiser is larger than the largest of the iterate, and
-        "relative gap", all of the sample with the largest gap.
+        Called after each step, with the last values of samples that have converged. The fixed-point residual is that of
+        image and dual variables together in the norm in which the iteration does not expand. Among the terms are
+        "objective", "gap", by which the objective is above its minimum at the most, as long as no value of the
+        minimiser is larger than the largest of the iterate, and "relative gap", all of the sample with the largest gap.
 
     Raises
     ------
@@ -98,32 +101,34 @@ def primal_dual_total_variation(
     if nonnegative:
         x = x.clamp(min=0)
     problem = _scaled(physics, y, weights, axes)
-    level = level / problem.slope
-    step_length = 1 / problem.norm
+    level = level / along_batch(problem.slope, x)
+    image_step, data_step = (along_batch(1 / problem.norm, like) for like in (x, y))
     # both keep the value at the new image: that at the extrapolated one is a linear combination
     seen, slopes = problem.project(x), problem.differences(x)
     ahead_seen, ahead_slopes = seen, slopes
     data_dual, slope_dual = torch.zeros_like(seen), torch.zeros_like(slopes)
     size = norms(y).clamp(min=torch.finfo(torch.float64).tiny)
-    outcome, step = Outcome.MAX_STEPS, 0
+    change, objective, gap = torch.ones_like(size), torch.zeros_like(size), torch.zeros_like(size)
+    ongoing, step = Ongoing(y), 0
     while step < max_steps:
         before = (x, data_dual, slope_dual)
-        data_dual = (data_dual + step_length * (ahead_seen - problem.y)).div_(1 + step_length)
-        slope_dual = slope_dual + step_length * ahead_slopes
+        data_dual = (data_dual + data_step * (ahead_seen - problem.y)).div_(1 + data_step)
+        slope_dual = slope_dual + image_step * ahead_slopes
         slope_dual /= (lengths(slope_dual) / level.clamp(min=torch.finfo(level.dtype).tiny)).clamp_(min=1.0)
         slope_dual *= level > 0
         descent = problem.adjoint(data_dual, slope_dual)
-        x = x - step_length * descent
+        x = x - image_step * descent
         if nonnegative:
             x.clamp_(min=0)
+        x = ongoing.moved(x, before[0])
         new_seen, new_slopes = problem.project(x), problem.differences(x)
         ahead_seen, ahead_slopes = 2 * new_seen - seen, 2 * new_slopes - slopes
         seen, slopes = new_seen, new_slopes
         step += 1
-        change = _change(before, (x, data_dual, slope_dual))
+        change = ongoing.moved(_change(before, (x, data_dual, slope_dual)), change)
         residual = seen - problem.y
         objective = 0.5 * norms(residual) ** 2 + (level * lengths(slopes)).flatten(1).sum(1, dtype=torch.float64)
-        gap = objective - _dual_objective(problem.y, data_dual, x, descent, nonnegative)
+        gap = ongoing.moved(objective - _dual_objective(problem.y, data_dual, x, descent, nonnegative), gap)
         worst = int(gap.argmax())
         watch(
             Progress(
@@ -140,13 +145,9 @@ def primal_dual_total_variation(
                 ),
             )
         )
-        if not bool(torch.isfinite(change).all()):
-            outcome = Outcome.DIVERGED
+        if ongoing.end(change <= tolerance, torch.isfinite(change)):
             break
-        if bool((change <= tolerance).all()):
-            outcome = Outcome.CONVERGED
-            break
-    return Reconstructed(x, outcome, step)
+    return Reconstructed(x, ongoing.outcome, step)
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,9 @@ class _Scaled:
     y
         Scaled measurements.
     slope
-        Factor of the differences.
+        Factor of the differences `(1 or batch,)`, float64.
     norm
-        Of the stacked operator.
+        Of the stacked operator `(1 or batch,)`, float64.
     """
 
     project: Callable[[Tensor], Tensor]
@@ -174,55 +175,45 @@ class _Scaled:
     adjoint: Callable[[Tensor, Tensor], Tensor]
     unscaled: Callable[[Tensor], Tensor]
     y: Tensor
-    slope: float
-    norm: float
+    slope: Tensor
+    norm: Tensor
 
 
 def _scaled(physics: Physics, y: Tensor, weights: Tensor | None, axes: int) -> _Scaled:
     scale = along_batch(data_scale(physics, y, weights).sqrt(), y)
     if weights is not None:
         scale = scale * weights.sqrt()
-    batch = y.shape[0] if weights is not None or physics.slices > 1 else 1
-    # A has no negative entries in CT: a positive start is far from orthogonal to its leading singular vector
-    start = torch.rand((batch, *physics.domain), generator=torch.Generator().manual_seed(0)).to(y.device, y.dtype)
-    part = scale[:batch]
+    start = fixed_draw(physics, y, weights)
+    part = scale[: start.shape[0]]
 
     def normal(v: Tensor) -> Tensor:
         return physics.adjoint(part * (part * physics.forward(v)))
 
-    data_norm, leading = _square_norm(normal, start)
-    slope = math.sqrt(SHARE_OF_DIFFERENCES * max(data_norm, torch.finfo(y.real.dtype).tiny) / (4 * axes))
+    tiny = torch.finfo(y.real.dtype).tiny
+    data_norm, leading = leading_eigenpairs(normal, start, steps=NORM_STEPS)
+    slope = (SHARE_OF_DIFFERENCES * data_norm.clamp(min=tiny) / (4 * axes)).sqrt()
+    factor = along_batch(slope, start)
 
     def stacked(v: Tensor) -> Tensor:
-        return normal(v) - slope**2 * divergence(differences(v, axes))
+        return normal(v) - factor**2 * divergence(differences(v, axes))
 
-    # the data term dominates: its leading vector is close, and the random part finds any other
-    norm, _ = _square_norm(stacked, leading + 0.1 * start / torch.linalg.vector_norm(start))
+    # the random part finds what the leading image of A has no part of
+    aside = 0.1 * start / along_batch(norms(start), start)
+    if physics.complex_image:
+        # the eigenvalues crowd, so that few steps fall short; the sum of both norms is less than a tenth too large
+        norm = data_norm * (1 + SHARE_OF_DIFFERENCES)
+    else:
+        norm = operator_norms(stacked, leading + aside, steps=STACKED_STEPS)
 
     return _Scaled(
         project=lambda x: scale * physics.forward(x),
-        differences=lambda x: differences(x, axes).mul_(slope),
-        adjoint=lambda data, slopes: physics.adjoint(scale * data) - slope * divergence(slopes),
+        differences=lambda x: differences(x, axes).mul_(factor),
+        adjoint=lambda data, slopes: physics.adjoint(scale * data) - factor * divergence(slopes),
         unscaled=lambda residual: residual / torch.where(scale > 0, scale, 1.0),
         y=scale * y,
         slope=slope,
-        norm=NORM_MARGIN * math.sqrt(max(norm, torch.finfo(torch.float64).tiny)),
+        norm=NORM_MARGIN * norm.clamp(min=tiny).sqrt(),
     )
-
-
-def _square_norm(normal: Callable[[Tensor], Tensor], start: Tensor, steps: int = 200) -> tuple[float, Tensor]:
-    """Return the largest eigenvalue of a positive semidefinite map by power iteration, and its unit vector."""
-    x = start / torch.linalg.vector_norm(start)
-    value = 0.0
-    for _ in range(steps):
-        image = normal(x)
-        before, value = value, float(torch.linalg.vector_norm(image))
-        if value == 0.0:
-            break
-        x = image / value
-        if abs(value - before) <= NORM_TOLERANCE * value:
-            break
-    return value, x
 
 
 def _change(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> Tensor:

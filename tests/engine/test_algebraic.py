@@ -167,3 +167,28 @@ def test_what_does_not_fit_is_refused() -> None:
     empty = [torch.ones(14, dtype=torch.bool), torch.zeros(14, dtype=torch.bool)]
     with pytest.raises(BadInput, match="no view"):
         simultaneous_iterations(SMALL, NOISY, tolerance=0.0, max_steps=1, nonnegative=False, subsets=empty)
+
+
+@pytest.mark.parametrize("subsets", [1, 6])
+def test_a_dense_core_is_recovered_under_its_counts(subsets: int) -> None:
+    angles = np.linspace(0, np.pi, 30, endpoint=False)
+    physics = TomographyPhysics(ParallelBeam(angles, 1.0, 19.5), 40)
+    y, x = torch.meshgrid(torch.arange(40.0) - 19.5, torch.arange(40.0) - 19.5, indexing="ij")
+    radius = torch.hypot(y, x)
+    core = radius < 7
+    truth = 0.05 * (radius < 16) + 1.2 * core
+    # beside a thin slice, whose sums are far larger
+    measured = physics(torch.stack([truth, 0.01 * truth]))
+    assert 17 < float(measured.max()) < 20
+    solved = simultaneous_iterations(
+        physics,
+        measured,
+        tolerance=0.0,
+        max_steps=120 // subsets,
+        nonnegative=True,
+        subsets=ordered_subsets(angles, subsets, turn_rad=math.pi),
+        weights=counts_weights(measured),
+    )
+    inner = radius < 5.5
+    assert float(solved.image[0][inner].min()) > 0.9
+    assert float(solved.image[0][inner].mean()) == pytest.approx(1.25, rel=0.03)

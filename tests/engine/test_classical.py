@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
+from equipoise_engine.algebraic import ordered_subsets, simultaneous_iterations
 from equipoise_engine.classical import (
+    Reconstructed,
     conjugate_gradients,
     counts_weights,
     data_residual,
@@ -21,6 +26,7 @@ from equipoise_engine.errors import BadInput
 from equipoise_engine.geometry import ConeBeam, ParallelBeam
 from equipoise_engine.mri import CartesianPhysics, undersampling_mask
 from equipoise_engine.phantoms import random_coil_maps, random_images, simulate_kspace
+from equipoise_engine.primal_dual import primal_dual_total_variation
 from equipoise_engine.progress import Progress
 
 
@@ -154,6 +160,10 @@ def test_the_weight_of_a_ray_is_its_share_of_the_counts() -> None:
     expected = torch.tensor([[1000.0, 0.0], [0.0, 989.0]], dtype=torch.float64)
     torch.testing.assert_close(counts_weights(y)[0], expected / expected.mean())
     assert torch.equal(counts_weights(y, saturation=float(y[0, 1, 1]))[0] > 0, y[0] == y[0, 0, 0])
+    # no ray has more photons than the open beam: noise below zero takes nothing from the others
+    y = torch.tensor([[[-8.0, 0.0], [1.0, 2.0]]], dtype=torch.float64)
+    assert torch.equal(counts_weights(y), counts_weights(y.clamp(min=0)))
+    y = torch.log(1e4 / counts)
     # far out of the range of the exponential function
     torch.testing.assert_close(counts_weights(y[1:] - 1e4), torch.ones((1, 2, 2), dtype=torch.float64))
     assert not counts_weights(torch.full((1, 2, 2), torch.inf)).any()
@@ -246,3 +256,69 @@ def test_volumes_of_a_cone_beam() -> None:
     assert error(wavelet(physics, y, strength=0.02, tolerance=0.0, max_steps=20).image) < analytic
     smooth = total_variation(physics, y, strength=0.02, tolerance=0.0, max_steps=30, nonnegative=True).image
     assert error(smooth) < 0.5 * analytic
+
+
+VIEWS = np.linspace(0, np.pi, 20, endpoint=False)
+Method = Callable[[torch.Tensor], Reconstructed]
+
+
+def _unlike() -> tuple[TomographyPhysics, torch.Tensor]:
+    """Three slices of which one is clean, one faint and noisy, and one dense."""
+    physics = TomographyPhysics(ParallelBeam(VIEWS, 1.0, 23.5), 48)
+    truth = random_images(3, 48, torch.Generator().manual_seed(2))
+    truth = truth / truth.amax((1, 2), keepdim=True) * torch.tensor([0.02, 0.001, 0.4])[:, None, None]
+    y = physics(truth)
+    drawn = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
+    return physics, y + drawn * torch.tensor([0.0, 0.01, 0.05])[:, None, None]
+
+
+def _methods(physics: TomographyPhysics) -> dict[str, Method]:
+    return {
+        "damped": lambda y: conjugate_gradients(physics, y, damping=0.03, tolerance=1e-3, max_steps=30),
+        "damped counts": lambda y: conjugate_gradients(
+            physics, y, damping=0.03, tolerance=3e-2, max_steps=25, weights=counts_weights(y)
+        ),
+        "tv": lambda y: total_variation(physics, y, strength=0.02, tolerance=2e-3, max_steps=60, nonnegative=True),
+        "wavelet": lambda y: wavelet(physics, y, strength=0.02, tolerance=4e-2, max_steps=40),
+        "primal-dual": lambda y: primal_dual_total_variation(
+            physics, y, strength=0.02, tolerance=1e-2, max_steps=60, nonnegative=True, weights=counts_weights(y)
+        ),
+        "sirt": lambda y: simultaneous_iterations(
+            physics, y, tolerance=1e-2, max_steps=60, nonnegative=True, weights=counts_weights(y)
+        ),
+        "subsets": lambda y: simultaneous_iterations(
+            physics,
+            y,
+            tolerance=1e-2,
+            max_steps=30,
+            nonnegative=True,
+            subsets=ordered_subsets(VIEWS, 4, turn_rad=math.pi),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", _methods(_unlike()[0]))
+def test_a_slice_does_not_depend_on_which_others_it_is_made_with(name: str) -> None:
+    physics, y = _unlike()
+    method = _methods(physics)[name]
+    together = method(y)
+    alone = [method(one[None]) for one in y]
+    for image, one in zip(together.image, alone, strict=True):
+        assert float((image - one.image[0]).norm() / one.image.norm()) < 1e-5
+    steps = [one.steps for one in alone]
+    assert together.steps == max(steps)
+    # some end before others
+    assert len(set(steps)) > 1
+
+
+@pytest.mark.parametrize("name", ["damped", "tv", "wavelet", "subsets"])
+def test_a_slice_that_cannot_be_made_does_not_end_the_others(name: str) -> None:
+    physics, y = _unlike()
+    method = _methods(physics)[name]
+    spoilt = y.clone()
+    spoilt[1, 4] = 1e38
+    found = method(spoilt)
+    assert found.outcome.value == "diverged"
+    for index in (0, 2):
+        one = method(y[index, None]).image[0]
+        assert float((found.image[index] - one).norm() / one.norm()) < 1e-5

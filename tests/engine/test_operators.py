@@ -15,7 +15,16 @@ from equipoise_engine.geometry import ConeBeam, FanBeam, NonCartesian, ParallelB
 from equipoise_engine.groups import Transform, virtual
 from equipoise_engine.mri import CartesianPhysics, undersampling_mask
 from equipoise_engine.noncartesian import NonCartesianPhysics, radial_trajectory
-from equipoise_engine.operators import LinearOperator, Physics, adjoint_error, adjoint_tolerance, operator_norm
+from equipoise_engine.operators import (
+    LinearOperator,
+    Physics,
+    adjoint_error,
+    adjoint_tolerance,
+    leading_eigenpair,
+    leading_eigenpairs,
+    operator_norm,
+    operator_norms,
+)
 from equipoise_engine.phantoms import random_coil_maps
 
 
@@ -230,3 +239,28 @@ def test_what_cannot_be_split_is_refused() -> None:
     mask = (torch.arange(32) == 16)[:, None].expand(32, 32)
     with pytest.raises(BadInput, match="0 sampled lines"):
         CartesianPhysics(maps, mask).random_split(torch.Generator())
+
+
+def test_each_sample_has_a_norm_of_its_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randn((4, 9, 7), dtype=torch.complex128, generator=generator)
+    # far apart in size, one of rank one, one empty
+    parts = parts * torch.tensor([1.0, 1e-4, 1e3, 0.0])[:, None, None]
+    parts[2] = parts[2, :, :1] * parts[2, :1]
+    matrices = parts.mH @ parts
+    start = torch.randn((1, 7), dtype=torch.complex128, generator=generator).expand(4, 7)
+
+    def apply(v: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bij,bj->bi", matrices, v)
+
+    values, vectors = leading_eigenpairs(apply, start, steps=12)
+    expected, directions = torch.linalg.eigh(matrices)
+    torch.testing.assert_close(values, expected[:, -1], rtol=1e-10, atol=1e-20)
+    overlap = (vectors.conj() * directions[..., -1]).sum(1).abs()
+    torch.testing.assert_close(overlap[:3], torch.ones(3, dtype=torch.float64), rtol=1e-8, atol=0)
+    torch.testing.assert_close(operator_norms(apply, start, steps=12), values)
+    for index in range(3):
+        value, vector = leading_eigenpair(lambda v, m=matrices[index]: v @ m.T, start[index], steps=12)  # type: ignore[misc]
+        assert value == pytest.approx(float(values[index]), rel=1e-12)
+        assert abs(torch.sum(vector.conj() * vectors[index])) == pytest.approx(1.0)
+        assert operator_norm(lambda v, m=matrices[index]: v @ m.T, start[index], steps=3) <= value * (1 + 1e-12)  # type: ignore[misc]

@@ -6,7 +6,7 @@ Source: Zbontar et al. 2018, fastMRI: an open dataset and benchmarks for acceler
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -75,7 +75,7 @@ def read_fastmri(file: h5py.File, path: Path) -> MriAcquisition:
     if header is not None:
         matched.append(header.match)
         if (rows, columns) != header.encoded or header.pixels != header.encoded[header.readout]:
-            laid, sampled = _laid_out(kspace, sampled, header)
+            laid, sampled, header = _laid_out(kspace, sampled, header)
             matched.append(_layout(header, (rows, columns)))
     field = header.field if header is not None else (float(rows), float(columns))
     return MriAcquisition(
@@ -93,7 +93,7 @@ def read_fastmri(file: h5py.File, path: Path) -> MriAcquisition:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Header:
     """What the header says about a slice.
 
@@ -109,10 +109,14 @@ class _Header:
         Pixels along the readout that the image keeps.
     field
         Extent of the image `(y, x)`, mm.
+    encoded_mm
+        Extent along the readout with all its pixels.
     slice_mm
         Distance between slices.
     match
         Where it was found.
+    incomplete
+        Whether readouts are partly measured, so that all pixels along them are kept.
     """
 
     encoded: tuple[int, int]
@@ -120,15 +124,28 @@ class _Header:
     readout: int
     pixels: int
     field: tuple[float, float]
+    encoded_mm: float
     slice_mm: float
     match: Match
+    incomplete: bool = False
 
 
-def _laid_out(kspace: Samples, sampled: NDArray[np.bool_], header: _Header) -> tuple[Slices, NDArray[np.bool_]]:
-    """Return k-space in the encoded matrix, without what the readout was oversampled, and where it was sampled."""
+def _laid_out(
+    kspace: Samples, sampled: NDArray[np.bool_], header: _Header
+) -> tuple[Slices, NDArray[np.bool_], _Header]:
+    """Return k-space in the encoded matrix, where it was sampled, and the header as it then is.
+
+    What the readout was oversampled is taken off, unless the readouts are partly measured (an asymmetric echo): their
+    missing part would look measured.
+    """
     axis = header.readout - 2
     _, mask = embedded(np.zeros(sampled.shape, np.complex64), header.encoded, header.centre, sampled=sampled)
     crops = header.pixels != header.encoded[header.readout]
+    if crops and bool((mask.any(axis=axis) & ~mask.all(axis=axis)).any()):
+        field = [*header.field]
+        field[header.readout] = header.encoded_mm
+        header = replace(header, pixels=header.encoded[header.readout], field=(field[0], field[1]), incomplete=True)
+        crops = False
     if crops:
         shape = [*header.encoded]
         shape[header.readout] = header.pixels
@@ -140,7 +157,7 @@ def _laid_out(kspace: Samples, sampled: NDArray[np.bool_], header: _Header) -> t
             plane = without_oversampling(plane, axis, header.pixels)
         return np.ascontiguousarray(plane * mask, dtype=np.complex64)
 
-    return Slices(load, (kspace.shape[0], kspace.shape[1], *mask.shape)), mask
+    return Slices(load, (kspace.shape[0], kspace.shape[1], *mask.shape)), mask, header
 
 
 def _layout(header: _Header, stored: tuple[int, int]) -> Match:
@@ -150,6 +167,8 @@ def _layout(header: _Header, stored: tuple[int, int]) -> Match:
         told.append(f"{stored[0]} x {stored[1]} samples laid into the encoded {rows} x {columns}")
     if header.pixels != header.encoded[header.readout]:
         told.append(f"of {header.encoded[header.readout]} pixels along the readout the middle {header.pixels} kept")
+    if header.incomplete:
+        told.append("the readouts are partly measured, so all their oversampled pixels are kept")
     return Match("matrix", "ismrmrd_header", header.encoded, "; ".join(told))
 
 
@@ -223,7 +242,16 @@ def _header(file: h5py.File, path: Path, plane: tuple[int, int]) -> _Header | No
     thick = extent[2] / max(matrix[2], 1) if np.isfinite(extent[2]) and extent[2] > 0 else 1.0
     reason = f"encoded field of view {extent[0]:g} x {extent[1]:g} mm; readout along {'kx' if turned else 'ky'}"
     match = Match("field of view", "ismrmrd_header", (), reason)
-    return _Header(encoded, (centre[0], centre[1]), readout, pixels, (field[0], field[1]), thick, match)
+    return _Header(
+        encoded=encoded,
+        centre=(centre[0], centre[1]),
+        readout=readout,
+        pixels=pixels,
+        field=(field[0], field[1]),
+        encoded_mm=extent[0],
+        slice_mm=thick,
+        match=match,
+    )
 
 
 def _space(root: ElementTree.Element, name: str) -> tuple[list[float], list[int]] | None:

@@ -149,6 +149,28 @@ def test_what_the_readout_was_oversampled_is_taken_off(fastmri: Maker) -> None:
     assert any(match.role == "matrix" and "middle 8 kept" in match.reason for match in scan.matched)
 
 
+def test_an_asymmetric_echo_keeps_its_oversampling(fastmri: Maker) -> None:
+    kspace = _noise(2, 3, 16, 12)
+    kspace[:, :, :5] = 0
+    kspace[..., 3] = 0
+    scan = _read(fastmri(kspace=kspace, ismrmrd_header=SPACES.format(kept=200, centre=6)))
+    assert scan.shape == (2, 3, 16, 12)
+    assert isinstance(scan.geometry, Cartesian)
+    assert scan.geometry.field_of_view_mm == (400.0, 240.0)
+    np.testing.assert_array_equal(scan.geometry.sampled, (kspace != 0).all(axis=(0, 1)))
+    np.testing.assert_array_equal(scan.kspace[1], kspace[1])
+    assert any(match.role == "matrix" and "partly measured" in match.reason for match in scan.matched)
+
+
+def test_missing_lines_do_not_keep_the_oversampling(fastmri: Maker) -> None:
+    kspace = _noise(2, 3, 16, 12)
+    kspace[..., 1::2] = 0
+    scan = _read(fastmri(kspace=kspace, ismrmrd_header=SPACES.format(kept=200, centre=6)))
+    assert scan.shape == (2, 3, 8, 12)
+    assert isinstance(scan.geometry, Cartesian)
+    assert scan.geometry.sampled.all(axis=0).tolist() == [True, False] * 6
+
+
 def test_lines_that_were_not_encoded_are_laid_out_around_the_centre(fastmri: Maker) -> None:
     kspace = _noise(1, 3, 16, 9)
     scan = _read(fastmri(kspace=kspace, ismrmrd_header=SPACES.format(kept=400, centre=3)))

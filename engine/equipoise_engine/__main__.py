@@ -135,6 +135,13 @@ def _parser() -> argparse.ArgumentParser:
         "--prewhiten", action="store_true", help="make the noise of the coils equal and independent first (MRI)"
     )
     reconstruct.add_argument(
+        "--shift",
+        type=_shift,
+        default=(0.0, 0.0),
+        metavar="DOWN:RIGHT",
+        help="pixels to move the image by, for a field of view off the centre (MRI); --shift=-3:0.5 where below zero",
+    )
+    reconstruct.add_argument(
         "--window", default="ram-lak", help="filter window of fbp and fdk: ram-lak, shepp-logan, cosine or hann"
     )
     _undersampling(reconstruct)
@@ -239,6 +246,13 @@ def _beam(text: str) -> Beam:
     return Beam(*(_finite(part) for part in parts))
 
 
+def _shift(text: str) -> tuple[float, float]:
+    down, colon, right = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form DOWN:RIGHT")
+    return _finite(down), _finite(right)
+
+
 def _finite(text: str) -> float:
     try:
         value = float(text)
@@ -321,6 +335,7 @@ def _reconstruct(arguments: argparse.Namespace) -> dict[str, Any]:
         coil_maps=arguments.coil_maps,
         virtual_coils=arguments.virtual_coils,
         prewhiten=arguments.prewhiten,
+        shift_px=arguments.shift,
         window=arguments.window,
         views_every=arguments.views_every,
         accelerate=arguments.accelerate,
@@ -342,6 +357,8 @@ def _reconstruct(arguments: argparse.Namespace) -> dict[str, Any]:
                 _say(f"{event.stage} {event.done} of {event.total}")
             case protocol.Reconstructed():
                 facts.append(event.facts)
+            case protocol.Advice():
+                _say(event.text)
             case _:
                 pass
 

@@ -151,6 +151,8 @@ def reconstruct(request: protocol.Reconstruct, store: Store, emit: Emit, watch: 
             observed = watch_preview if looked_at and not direct else watch
             done = run(scan, slice(start, end), settings, model, device, observed)
             pieces[start] = done.image.numpy()
+            if done.advice and not outcomes:
+                emit(protocol.Advice(text=done.advice))
             outcomes.append(done.outcome)
             residuals.extend(done.data_residual.tolist())
             if looked_at:
@@ -274,6 +276,8 @@ def adapt(
     if settings.noise is not None:
         measured = tuple(replace(part, noise=settings.noise) for part in measured)
     _advise(objective, measured, emit)
+    for text in sorted({part.advice for part in measured} - {""}):
+        emit(protocol.Advice(text=text))
     manifest = {
         "program": f"Equipoise {__version__}",
         "torch": torch.__version__,

@@ -18,7 +18,13 @@ from equipoise_engine.errors import BadInput
 from equipoise_engine.fbp import is_offset
 from equipoise_engine.geometry import Cartesian, ConeBeam, CtGeometry, NonCartesian
 from equipoise_engine.mri import CartesianPhysics, centred_ifft, undersampling_mask
-from equipoise_engine.noncartesian import NonCartesianPhysics, calibration_kspace, noncartesian_maps
+from equipoise_engine.noncartesian import (
+    NonCartesianPhysics,
+    calibration_kspace,
+    cartesian_positions,
+    noncartesian_maps,
+    shift_field_of_view,
+)
 from equipoise_engine.operators import Physics
 from equipoise_engine.preprocess.attenuation import attenuation
 from equipoise_engine.preprocess.coils import calibration_size, coil_map_sets, coil_maps, walsh_maps
@@ -44,6 +50,10 @@ class Undersampling:
 
 
 CoilMaps = Literal["espirit", "espirit-2", "walsh"]
+WRAPPED_EIGENVALUE = 0.9
+"""Second eigenvalue of ESPIRiT above which two places of the object fall on one pixel."""
+WRAPPED_SHARE = 0.02
+"""Share of such pixels from which an object wraps around; measured heads that do not have none at all."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +71,16 @@ class Modelling:
         Number of coils that k-space is compressed to (MRI); 0 keeps all.
     prewhiten
         Whether the noise of the coils is made equal and independent first, as estimated at the edge of k-space (MRI).
+    shift_px
+        Pixels `(y, x)` by which the image is moved, down and to the right, fractions allowed; what leaves it on one
+        side comes in on the other (MRI).
     """
 
     footprint: Footprint = "joseph"
     coil_maps: CoilMaps = "espirit"
     virtual_coils: int = 0
     prewhiten: bool = False
+    shift_px: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,8 @@ class Measured:
         Standard deviation of the noise in y (of each of real and imaginary part); 0 where it is not known.
     truth
         What was measured `(slice, y, x)`, known for simulated measurements only.
+    advice
+        What the user should know about these measurements, "" for nothing.
     """
 
     y: Tensor
@@ -92,6 +108,7 @@ class Measured:
     view_step_rad: float | None = None
     noise: float = 0.0
     truth: Tensor | None = None
+    advice: str = ""
 
     def select(self, slices: Tensor) -> Measured:
         """Return a part of the slices; `slices (batch,)` int64 indexes them."""
@@ -162,7 +179,19 @@ def kspace_of(
             kspace = kspace[:, :, ::step]
     if model.prewhiten or model.virtual_coils:
         kspace = np.stack([_combined_coils(one, geometry, model) for one in kspace])
-    return torch.from_numpy(np.ascontiguousarray(kspace)), geometry
+    measured = torch.from_numpy(np.ascontiguousarray(kspace))
+    if any(model.shift_px):
+        positions, matrix = _positions(geometry)
+        measured = shift_field_of_view(measured, positions, model.shift_px, matrix)
+    return measured, geometry
+
+
+def _positions(geometry: Cartesian | NonCartesian) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """Return where samples lie in cycles per field of view `(..., 2)`, and the matrix of the image."""
+    if isinstance(geometry, NonCartesian):
+        return geometry.trajectory, geometry.matrix
+    rows, columns = geometry.sampled.shape
+    return cartesian_positions((rows, columns)), (rows, columns)
 
 
 def _combined_coils(
@@ -281,7 +310,23 @@ def _measure_mri(
         physics = CartesianPhysics(maps, torch.from_numpy(geometry.sampled))
     else:
         physics = NonCartesianPhysics(maps, geometry)
-    return Measured(kspace.to(device), physics.to(device), noise=kspace_noise(kspace, geometry))
+    advice = _wrapping(kspace, geometry) if model.coil_maps == "espirit" else ""
+    return Measured(kspace.to(device), physics.to(device), noise=kspace_noise(kspace, geometry), advice=advice)
+
+
+def _wrapping(kspace: Tensor, geometry: Cartesian | NonCartesian) -> str:
+    """Return a warning where the object is larger than its field of view, judged by the first slice with a signal."""
+    filled = [one for one in kspace if bool(one.any())]
+    if not isinstance(geometry, Cartesian) or not filled or kspace.shape[1] < 2:
+        return ""
+    second = coil_map_sets(filled[0].numpy(), geometry.sampled).eigenvalues[1]
+    share = float((second > WRAPPED_EIGENVALUE).mean())
+    if share < WRAPPED_SHARE:
+        return ""
+    return (
+        f"Two places of the object fall on one pixel in {100 * share:.0f} % of the image: it is larger than its field "
+        'of view. One set of coil sensitivities leaves fringes there; the coil maps "ESPIRiT, two sets" do not.'
+    )
 
 
 def _maps(kspace: Tensor, geometry: Cartesian | NonCartesian, model: Modelling) -> Tensor:

@@ -24,7 +24,7 @@ from equipoise_engine.cone import ConeBeamPhysics
 from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.equilibrium import ForwardSettings
 from equipoise_engine.errors import BadInput
-from equipoise_engine.fbp import is_offset
+from equipoise_engine.fbp import FBP_WINDOWS, is_offset
 from equipoise_engine.geometry import Cartesian, ConeBeam, ParallelBeam
 from equipoise_engine.grappa import grappa
 from equipoise_engine.measured import CoilMaps, Measured, Modelling, Undersampling, coil_images, kspace_of, measure
@@ -120,6 +120,7 @@ class BatchResult:
     outcome: str
     iterations: int
     data_residual: Tensor
+    advice: str = ""
 
 
 def methods_for(scan: Acquisition) -> tuple[str, ...]:
@@ -191,14 +192,20 @@ def _check_choices(settings: ReconstructSettings, scan: Acquisition, method: Met
     if settings.weighting and settings.weighting not in offered:
         hint = f"Choose one of {', '.join(offered)}." if offered[0] else "Leave it out."
         raise BadInput(f"{method.label} of {_kind(scan)} has no weighting {settings.weighting!r}", hint)
-    most = 1
-    if settings.method == "sirt":
-        most = -(-int(scan.shape[0]) // max(1, settings.views_every))
-    if not 1 <= settings.subsets <= most:
+    if settings.method != "sirt" and settings.subsets != 1:
+        raise BadInput(f"{method.label} has no subsets of views; {settings.subsets} were asked for", "Only SIRT has.")
+    most = max(1, -(-int(scan.shape[0]) // max(1, settings.views_every)))
+    if settings.method == "sirt" and not 1 <= settings.subsets <= most:
         raise BadInput(
             f"{settings.subsets} subsets: the number must lie in 1 to {most} for {method.label}",
-            "Subsets of views are those of SIRT, each with one view at least.",
+            "Each subset has one view at least.",
         )
+    if settings.window not in FBP_WINDOWS:
+        raise BadInput(f"unknown filter window {settings.window!r}", f"Choose one of {', '.join(FBP_WINDOWS)}.")
+    if settings.window != FBP_WINDOWS[0] and settings.method not in ("fbp", "fdk"):
+        raise BadInput(f"{method.label} has no filter window", "Leave it out.")
+    if settings.coil_maps != "espirit" and settings.method in COIL_BY_COIL:
+        raise BadInput(f"{method.label} takes no coil maps", "Leave them out.")
     slices = isinstance(scan, CtAcquisition) and not isinstance(scan.geometry, ConeBeam)
     for name, chosen, known, suits in (
         ("footprint", settings.footprint, get_args(Footprint), slices),
@@ -211,6 +218,12 @@ def _check_choices(settings: ReconstructSettings, scan: Acquisition, method: Met
     if settings.coil_maps == "espirit-2" and settings.method in ("gridding", "deq"):
         raise BadInput(f"{method.label} takes one set of coil maps, not two", "Choose espirit or walsh.")
     coils = int(scan.kspace.shape[1]) if isinstance(scan, MriAcquisition) else 0
+    if any(settings.shift_px) and not (coils and all(math.isfinite(shift) for shift in settings.shift_px)):
+        raise BadInput(
+            f"{_kind(scan)} cannot be moved by {settings.shift_px} pixels", "Only MRI scans, by finite shifts."
+        )
+    if settings.virtual_coils and not coils:
+        raise BadInput(f"{_kind(scan)} has no coils to compress", "Leave it out.")
     if not 0 <= settings.virtual_coils <= coils:
         raise BadInput(f"{settings.virtual_coils} virtual coils: the number must lie in 0 to {coils} for this scan")
     if settings.prewhiten and not coils:
@@ -254,6 +267,7 @@ def run(
         cast(CoilMaps, settings.coil_maps),
         settings.virtual_coils,
         settings.prewhiten,
+        settings.shift_px,
     )
     if settings.method in COIL_BY_COIL:
         # need no coil maps, so they are quick
@@ -322,7 +336,8 @@ def run_measured(
         case _:
             solved = _iterated(physics, y, settings, framed)
             image, outcome, steps = solved.image, solved.outcome.value, solved.steps
-    return BatchResult(displayed(image, physics), image, outcome, steps, data_residual(physics, image, y))
+    residual = data_residual(physics, image, y)
+    return BatchResult(displayed(image, physics), image, outcome, steps, residual, measured.advice)
 
 
 def _iterated(physics: Physics, y: Tensor, settings: ReconstructSettings, watch: Watch) -> Reconstructed:

@@ -32,15 +32,6 @@ def centred_ifft(kspace: Tensor) -> Tensor:
     return image
 
 
-def root_sum_of_squares(kspace: Tensor) -> Tensor:
-    """Return the coil-combined magnitude `(batch, y, x)`, float, of k-space `(batch, coil, ky, kx)`.
-
-    Source: P. B. Roemer et al. 1990, doi:10.1002/mrm.1910160203.
-    """
-    magnitude: Tensor = torch.linalg.vector_norm(centred_ifft(kspace), dim=1)
-    return magnitude
-
-
 def undersampling_mask(
     sampled: NDArray[np.bool_], acceleration: int, *, centre_lines: int = 24, phase_axis: int = 0
 ) -> NDArray[np.bool_]:

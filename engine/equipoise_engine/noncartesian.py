@@ -33,6 +33,7 @@ from equipoise_engine.krylov import conjugate_gradients
 from equipoise_engine.mri import centred_fft
 from equipoise_engine.operators import LinearOperator, Physics, operator_norm
 from equipoise_engine.preprocess.coils import MAX_CALIBRATION, calibration_size, coil_maps
+from equipoise_engine.thinning import UnitPhysics
 
 _Reals = NDArray[np.float64]
 
@@ -313,16 +314,10 @@ class _Sampling:
         )
 
     def on(self, name: str, like: Tensor) -> Tensor:
-        """Return "density", or the spectrum "weighted" by it or "unweighted", on the device and in the precision."""
+        """Return the "density", or the spectrum "weighted" by it, on the device and in the precision of `like`."""
         key = (name, like.device, like.real.dtype)
         if key not in self._copies:
-            match name:
-                case "density":
-                    whole = self.density
-                case "weighted":
-                    whole = self._spectrum(self.density)
-                case _:
-                    whole = self._spectrum(torch.ones(self.geometry.trajectory.shape[:2], dtype=torch.float64))
+            whole = self.density if name == "density" else self._spectrum(self.density)
             self._copies[key] = whole.to(like.device, like.real.dtype)
         return self._copies[key]
 
@@ -410,23 +405,21 @@ def _combined(maps: Tensor, images: Tensor) -> Tensor:
 
 
 class _Normal(LinearOperator):
-    """A^H W A or A^H A as a convolution of twice the size."""
+    """A^H W A as a convolution of twice the size."""
 
-    def __init__(self, physics: NonCartesianPhysics, *, weighted: bool) -> None:
+    def __init__(self, physics: NonCartesianPhysics) -> None:
         super().__init__(physics.domain, physics.domain)
-        self._physics, self._weighted = physics, weighted
+        self._physics = physics
 
     def _forward(self, x: Tensor) -> Tensor:
-        maps, sampling = self._physics._maps(x), self._physics._sampling
-        if not self._weighted:
-            return _convolved(x, maps, sampling.on("unweighted", x))
-        return _convolved(self._physics._weight_scale.value * x, maps, sampling.on("weighted", x))
+        maps, spectrum = self._physics._maps(x), self._physics._sampling.on("weighted", x)
+        return _convolved(self._physics._weight_scale.value * x, maps, spectrum)
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._forward(y)
 
 
-class NonCartesianPhysics(Physics):
+class NonCartesianPhysics(UnitPhysics):
     """Multi-coil sampling along readouts of any shape.
 
     Images are complex `(batch, y, x)`; measurements are complex `(batch, coil, readout, sample)`. The density of the
@@ -446,6 +439,7 @@ class NonCartesianPhysics(Physics):
     """
 
     complex_image = True
+    unit, unit_axis = "readout", 2
 
     def __init__(self, maps: Tensor, geometry: NonCartesian) -> None:
         if maps.ndim != 4 or tuple(maps.shape[2:]) != tuple(geometry.matrix):
@@ -505,11 +499,7 @@ class NonCartesianPhysics(Physics):
 
         Source: J. A. Fessler, S. Lee, V. T. Olafsson, H. R. Shi, D. C. Noll 2005, doi:10.1109/TSP.2005.853152.
         """
-        return _Normal(self, weighted=True).forward(x)
-
-    def normal_unweighted(self, x: Tensor) -> Tensor:
-        """Return A^H A x `(batch, y, x)`, without any nonuniform transform: for conjugate gradients without W."""
-        return _Normal(self, weighted=False).forward(x)
+        return _Normal(self).forward(x)
 
     def _with(self, maps: Tensor) -> NonCartesianPhysics:
         physics = copy.copy(self)
@@ -542,30 +532,6 @@ class NonCartesianPhysics(Physics):
         physics._weight_scale = _Scale(physics.maps, physics._sampling)
         physics.range = (self.range[0], *physics.geometry.trajectory.shape[:2])
         return physics
-
-    def part(self, y: Tensor, kept: Tensor) -> Tensor:
-        """Return the kept readouts `(batch, coil, readout, sample)` of y."""
-        return y[:, :, kept.to(y.device)]
-
-    def withheld(self, y: Tensor, kept: Tensor) -> Tensor:
-        """Return y `(batch, coil, readout, sample)` with zeros in the kept readouts."""
-        return y * ~kept.to(y.device)[:, None]
-
-    def random_split(self, generator: torch.Generator, share: float = 0.6) -> Tensor:
-        """Draw which readouts to keep `(readout,)`, bool.
-
-        Raises
-        ------
-        BadInput
-            Fewer than two readouts.
-        """
-        readouts = self.range[1]
-        if readouts < 2:
-            raise BadInput(f"a scan of {readouts} readout cannot be split", "Use a scan of several readouts.")
-        kept = torch.zeros(readouts, dtype=torch.bool)
-        count = min(max(1, round(share * readouts)), readouts - 1)
-        kept[torch.randperm(readouts, generator=generator)[:count]] = True
-        return kept
 
 
 def shift_field_of_view(

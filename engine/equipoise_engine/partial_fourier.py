@@ -15,6 +15,8 @@ from scipy import fft
 from equipoise_engine.errors import BadInput
 from equipoise_engine.preprocess.kspace import ComplexArray, to_image, to_kspace
 
+MIN_MISSING = 3
+"""Fewest missing lines that make one side of k-space shorter."""
 MIN_SYMMETRIC = 5
 """Fewest lines on both sides of zero together from which the phase can be estimated."""
 
@@ -86,7 +88,8 @@ def partial_fourier(sampled: NDArray[np.bool_]) -> PartialFourier:
         zero = lines // 2
         half = min(zero - first, last - zero)
         part = PartialFourier(axis, first, last, (zero - half, zero + half), lines)
-        if len(part.missing) > 0:
+        # an even number of lines about zero has one without a mirror image
+        if len(part.missing) >= MIN_MISSING:
             found.append(part)
     if filled != int(sampled.sum()):
         raise BadInput(

@@ -75,6 +75,8 @@ class ReconstructSettings(_Record, frozen=True):
     """Number of coils that k-space is compressed to (MRI); 0 keeps all."""
     prewhiten: bool = False
     """Make the noise of the coils equal and independent first, as estimated at the edge of k-space (MRI)."""
+    shift_px: tuple[float, float] = (0.0, 0.0)
+    """Pixels (y, x) by which the image is moved, down and to the right (MRI)."""
     window: str = "ram-lak"
     """Filter window of FBP and FDK: ram-lak, shepp-logan, cosine, hann."""
     views_every: int = 1

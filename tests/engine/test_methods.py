@@ -135,7 +135,12 @@ def test_defaults_depend_on_the_scan_and_the_subsets() -> None:
         ("ct", {"method": "sirt", "subsets": 0}, r"0 subsets.* 1 to 20 "),
         ("ct", {"method": "sirt", "subsets": 21}, r"21 subsets.* 1 to 20 "),
         ("ct", {"method": "sirt", "subsets": 8, "views_every": 3}, r"8 subsets.* 1 to 7 "),
-        ("ct", {"method": "tv", "subsets": 2}, r"2 subsets.* 1 to 1 for TV"),
+        ("ct", {"method": "tv", "subsets": 2}, r"TV has no subsets of views; 2"),
+        ("ct", {"method": "tv", "window": "hann"}, r"TV has no filter window"),
+        ("ct", {"method": "fbp", "window": "blackman"}, r"unknown filter window 'blackman'"),
+        ("mri", {"method": "grappa", "coil_maps": "walsh"}, r"GRAPPA takes no coil maps"),
+        ("ct", {"method": "fbp", "shift_px": (1.0, 0.0)}, r"a CT scan cannot be moved by \(1\.0, 0\.0\) pixels"),
+        ("mri", {"method": "sense", "shift_px": (math.nan, 0.0)}, r"cannot be moved by \(nan"),
         ("ct", {"method": "cgls", "weighting": "ramp"}, r"CGLS of a CT scan has no weighting 'ramp'"),
         ("ct", {"method": "fbp", "weighting": "counts"}, r"FBP of a CT scan has no weighting 'counts'"),
         ("mri", {"method": "tv", "weighting": "counts"}, r"TV of an MRI scan has no weighting 'counts'"),
@@ -149,7 +154,7 @@ def test_defaults_depend_on_the_scan_and_the_subsets() -> None:
         ("mri", {"method": "homodyne"}, r"'homodyne' is not one for an MRI scan"),
         ("mri", {"method": "deq", "coil_maps": "espirit-2"}, r"one set of coil maps, not two"),
         ("mri", {"method": "sense", "virtual_coils": 7}, r"7 virtual coils.* 0 to 6 "),
-        ("ct", {"method": "fbp", "virtual_coils": 1}, r"1 virtual coils.* 0 to 0 "),
+        ("ct", {"method": "fbp", "virtual_coils": 1}, r"a CT scan has no coils to compress"),
         ("ct", {"method": "fbp", "prewhiten": True}, r"no coils to whiten"),
         ("ct", {"method": "wavelet", "strength": -1.0}, r"strength -1\.0"),
     ],
@@ -330,8 +335,21 @@ def test_two_sets_of_maps_unfold_what_wraps_around() -> None:
         for maps in ("espirit", "espirit-2")
     }
     assert residual["espirit-2"] < 0.5 * residual["espirit"]
-    shape = reconstruct(wrapped, method="sense", coil_maps="espirit-2").image.shape
-    assert shape == (1, 32, 64)
+    two = reconstruct(wrapped, method="sense", coil_maps="espirit-2")
+    assert two.image.shape == (1, 32, 64)
+    assert two.advice == ""
+    assert "larger than its field of view" in reconstruct(wrapped, method="sense").advice
+    assert reconstruct(scan, method="sense").advice == ""
+
+
+def test_a_shift_moves_the_image_on_and_off_the_grid() -> None:
+    scan = mri_scan()[0]
+    still = reconstruct(scan, method="zerofilled").image
+    moved = reconstruct(scan, method="zerofilled", shift_px=(3.0, -5.0)).image
+    torch.testing.assert_close(moved, still.roll((3, -5), (-2, -1)), rtol=1e-4, atol=1e-5)
+    radial = radial_scan()
+    found = reconstruct(radial, method="gridding", shift_px=(4.0, -6.0)).image[0]
+    assert divmod(int(found.argmax()), 32) == (20, 10)
 
 
 def test_iterations_off_the_grid_weigh_the_samples_by_their_density() -> None:

@@ -151,7 +151,6 @@ def test_convolution_is_the_normal_operator(physics: NonCartesianPhysics) -> Non
     two_steps = physics.adjoint(physics.weight(physics.forward(x)))
     assert relative(physics.normal(x), two_steps) < 1e-11
     assert relative(physics.normal(x.to(torch.complex64)), two_steps) < 1e-5
-    assert relative(physics.normal_unweighted(x), physics.adjoint(physics.forward(x))) < 1e-11
 
 
 def test_weighted_normal_operator_has_norm_one(physics: NonCartesianPhysics) -> None:

@@ -355,4 +355,6 @@ def _adjoint_error(forward: _Map, adjoint: _Map, x: Tensor, y: Tensor) -> float:
 
 
 def _figure(milliseconds: float | None) -> str:
-    return "-" if milliseconds is None else f"{milliseconds:.3g}"
+    if milliseconds is None:
+        return "-"
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"

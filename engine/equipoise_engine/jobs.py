@@ -540,7 +540,7 @@ def _ct_geometry(scan: CtAcquisition) -> tuple[tuple[str, str], ...]:
         ("views", f"{degrees.size}"),
         ("angles", f"{degrees.min():.3f} to {degrees.max():.3f} degrees"),
         ("rotation centre", centre),
-        ("detector", f"{scan.shape[2]} columns, {scan.shape[1]} rows"),
+        ("detector", f"{scan.shape[2]} columns, {scan.shape[1]} row{'s' if scan.shape[1] > 1 else ''}"),
         ("pixel size", pixel),
         ("object", "reaches beyond the detector" if geometry.truncated else "inside the detector's view"),
     )

@@ -81,7 +81,7 @@ class AngleRange:
 
     def __post_init__(self) -> None:
         span = abs(self.stop_deg - self.start_deg)
-        if not span <= LARGEST_SPAN_DEG:
+        if span > LARGEST_SPAN_DEG:
             raise BadInput(
                 f"angles from {self.start_deg:g} to {self.stop_deg:g} degrees span more than {LARGEST_SPAN_DEG:g}"
             )

@@ -199,6 +199,7 @@ def test_numbers_that_json_has_no_word_for_become_null(capsys: pytest.CaptureFix
 # --- finetune --------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_training_in_two_parts_is_bit_for_bit_the_training_at_once(tmp_path: Path) -> None:
     settings = ("--batch", 1, "--views-every", 8, "--seed", 5, "--learning-rate", 1e-3, "--json")
 

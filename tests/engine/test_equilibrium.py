@@ -121,6 +121,7 @@ def furthest(found: list[Tensor], exact: list[Tensor]) -> float:
     return max(float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("modality", "fixed_point"), list(itertools.product(("ct", "mri"), MAPS)))
 def test_gradient_of_the_two_call_loss_equals_the_unrolled_one(modality: str, fixed_point: str) -> None:
     model, physics, y = build(modality, fixed_point)
@@ -134,6 +135,7 @@ def test_gradient_of_the_two_call_loss_equals_the_unrolled_one(modality: str, fi
     assert report.unconverged == report.replaced == 0
 
 
+@pytest.mark.long
 def test_gradient_of_the_three_call_loss_equals_the_unrolled_one() -> None:
     model, physics, y = build("ct")
     settings = BackwardSettings(tolerance=1e-12, max_steps=300)
@@ -154,6 +156,7 @@ def test_samples_of_different_speed_share_a_batch_without_harm() -> None:
     assert furthest(found, exact) <= 1e-6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("modality", "fixed_point"), [("ct", "red"), ("single-coil", "hqs")])
 def test_every_adjoint_solver_gives_the_same_gradient_for_a_symmetric_denoiser(modality: str, fixed_point: str) -> None:
     model, physics, y = build(modality, fixed_point, "gradient-step")
@@ -175,6 +178,7 @@ def test_a_symmetric_jacobian_is_solved_by_conjugate_gradients_in_no_more_steps(
     assert steps["auto"] == steps["cg"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("modality", "fixed_point"), [("ct", "pgd"), ("ct", "red"), ("single-coil", "hqs")])
 def test_neumann_series_approach_the_exact_gradient_from_the_jacobian_free_one(modality: str, fixed_point: str) -> None:
     model, physics, y = build(modality, fixed_point)

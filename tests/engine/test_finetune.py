@@ -110,6 +110,7 @@ def test_the_same_seed_gives_the_same_weights(start: Checkpoint, scan: Measured)
     assert same(run(start, scan, 4), run(start, scan, 4))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("stage", "step"), [("train", 3), ("backward", 2), ("solve", 4)])
 def test_interrupted_at_any_place_it_continues_bit_for_bit(
     start: Checkpoint, scan: Measured, tmp_path: Path, stage: str, step: int

@@ -178,6 +178,7 @@ def test_the_variance_of_attenuation_is_that_of_simulated_counts(readout: float)
     assert float(expected.max() / expected.min()) > 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("readout", [0.0, 30.0])
 def test_sure_and_r2r_of_attenuation_with_the_noise_of_each_ray(readout: float) -> None:
     physics, clean, y = transmission(20000.0, readout)

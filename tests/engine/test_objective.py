@@ -197,6 +197,7 @@ def test_a_learned_noise_level_is_resumed_bit_for_bit() -> None:
     assert all(torch.equal(value, resumed.weights[name]) for name, value in whole.weights.items())
 
 
+@pytest.mark.long
 def test_models_of_every_kind_are_trained_and_kept() -> None:
     drawn = simulate("ct")
     for network, fixed_point in (("gradient-step", "red"), ("lipschitz", "pgd"), ("unet", "hqs")):

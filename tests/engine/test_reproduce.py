@@ -196,6 +196,7 @@ def test_wrong_wishes_are_refused(tmp_path: Path) -> None:
         run(Comparison("ct", "tiny", tmp_path / "file", "cpu"), lambda line: None)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_what_is_missing_and_writes_the_report(tmp_path: Path) -> None:
     wanted = Comparison("mri", "tiny", tmp_path, "cpu", jobs=2, methods=("zerofilled", "deq-ei-id"))
     parts = tmp_path / "parts"

@@ -17,6 +17,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
+import finufft
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from torch import Tensor
 from equipoise_engine.ct import TomographyPhysics
 from equipoise_engine.errors import BadInput, EquipoiseError
 from equipoise_engine.geometry import FanBeam, NonCartesian, ParallelBeam
-from equipoise_engine.noncartesian import SINGLE, NonCartesianPhysics, radial_trajectory
+from equipoise_engine.noncartesian import SINGLE, NonCartesianPhysics, radial_trajectory, spiral_trajectory
 from equipoise_engine.projection.projector import Engine
 
 SIZES = ((256, 60), (512, 180), (1024, 720))
@@ -254,27 +255,21 @@ def _deepinv(angles: np.ndarray[Any, np.dtype[np.float64]], size: int, device: t
     )
 
 
-def _fourier(size: int, spokes: int, device: torch.device) -> Iterator[Contender]:
+def _fourier(size: int, readouts: int, device: torch.device) -> Iterator[Contender]:
     """One coil of sensitivity one: the number of transforms is that of the slices."""
-    trajectory = radial_trajectory(spokes, size, size)
-    geometry = NonCartesian(trajectory, (size, size), (float(size), float(size)))
-    physics = NonCartesianPhysics(torch.ones((1, 1, size, size), dtype=torch.complex64, device=device), geometry)
-    yield Contender(
-        "nufft radial",
-        "equipoise",
-        physics._forward,
-        physics._adjoint,
-        physics.domain,
-        physics.range,
-        complex_values=True,
-    )
-    if device.type == "cpu":
-        yield _finufft(trajectory, size)
+    for name, trajectory in (
+        ("nufft radial", radial_trajectory(readouts, size, size)),
+        ("nufft spiral", spiral_trajectory(readouts, size, size)),
+    ):
+        geometry = NonCartesian(trajectory, (size, size), (float(size), float(size)))
+        physics = NonCartesianPhysics(torch.ones((1, 1, size, size), dtype=torch.complex64, device=device), geometry)
+        maps = (physics._forward, physics._adjoint)
+        yield Contender(name, "equipoise", *maps, physics.domain, physics.range, complex_values=True)
+        if device.type == "cpu":
+            yield _finufft(name, trajectory, size)
 
 
-def _finufft(trajectory: np.ndarray[Any, np.dtype[np.float64]], size: int) -> Contender:
-    import finufft
-
+def _finufft(name: str, trajectory: np.ndarray[Any, np.dtype[np.float64]], size: int) -> Contender:
     points = [
         np.ascontiguousarray((2 * np.pi / size * trajectory[..., axis]).ravel().astype(np.float32)) for axis in (0, 1)
     ]
@@ -297,7 +292,7 @@ def _finufft(trajectory: np.ndarray[Any, np.dtype[np.float64]], size: int) -> Co
             plan(1, y.shape[0]).execute(np.squeeze(y.numpy(), axis=0) if len(y) == 1 else y.numpy())
         )
 
-    return Contender("nufft radial", "finufft", forward, adjoint, (size, size), (samples,), complex_values=True)
+    return Contender(name, "finufft", forward, adjoint, (size, size), (samples,), complex_values=True)
 
 
 def _measured(

@@ -86,16 +86,16 @@ def data_residual(physics: Physics, image: Tensor, y: Tensor) -> Tensor:
     return norms(physics.forward(image) - y) / norms(y).clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def counts_weights(y: Tensor, *, saturation: float = math.inf) -> Tensor:
+def counts_weights(y: Tensor) -> Tensor:
     """Return the statistical weight of each ray, shaped as y `(batch, view, ...)`, with mean one in each sample.
 
     A ray that N photons of N0 come through has a line integral of log(N0 / N), whose variance is about 1 / N: the
-    weights are proportional to exp(-y). Rays without any count, which are not finite or reach `saturation`, weigh
-    nothing. No ray has more photons than the open beam: a negative y weighs as much as zero.
+    weights are proportional to exp(-y). Rays without any count, which are not finite, weigh nothing. No ray has more
+    photons than the open beam: a negative y weighs as much as zero.
 
     Source: K. Sauer and C. Bouman 1993, doi:10.1109/78.193196.
     """
-    counted = torch.isfinite(y) & (y < saturation)
+    counted = torch.isfinite(y)
     flat = torch.where(counted, y.clamp(min=0), math.inf).reshape(y.shape[0], -1)
     # relative to the brightest ray, so that nothing overflows
     brightest = flat.amin(dim=1, keepdim=True)

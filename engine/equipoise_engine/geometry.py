@@ -169,8 +169,26 @@ class ParallelBeam:
         )
 
 
+class _DivergingBeam:
+    """What follows from the lengths of a beam that leaves a point."""
+
+    source_axis_mm: float
+    source_detector_mm: float
+    pixel_mm: float
+
+    @property
+    def magnification(self) -> float:
+        """How much larger the detector sees an object on the axis."""
+        return self.source_detector_mm / self.source_axis_mm
+
+    @property
+    def image_pixel_mm(self) -> float:
+        """Side of an image pixel or voxel that suits the detector: its element seen at the axis."""
+        return self.pixel_mm / self.magnification
+
+
 @dataclass(frozen=True)
-class FanBeam:
+class FanBeam(_DivergingBeam):
     """Fan-beam geometry of one scan: a source on a circle about the axis, a line of detector elements opposite.
 
     In view `v`, with `a = angle_rad[v]`, the source lies at `source_axis_mm * (sin a, -cos a)`, the detector beyond the
@@ -221,16 +239,6 @@ class FanBeam:
         if self.detector == "curved" and self.yaw_rad != 0:
             raise BadInput(f"a curved detector faces its source: a yaw of {self.yaw_rad:g} has no meaning")
 
-    @property
-    def magnification(self) -> float:
-        """How much larger the detector sees an object on the axis."""
-        return self.source_detector_mm / self.source_axis_mm
-
-    @property
-    def image_pixel_mm(self) -> float:
-        """Size of an image pixel that suits the detector: its element seen at the axis."""
-        return self.pixel_mm / self.magnification
-
     def vectors(self) -> VectorGeometry:
         """Return the views as vectors. Raises BadInput where the rotation centre is not known."""
         _, ahead = _frame(self.angle_rad)
@@ -247,7 +255,7 @@ class FanBeam:
 
 
 @dataclass(frozen=True)
-class ConeBeam:
+class ConeBeam(_DivergingBeam):
     """Circular cone-beam geometry of one scan; angles, source and columns as of a fan beam in the plane z = 0.
 
     Parameters
@@ -301,16 +309,6 @@ class ConeBeam:
         _check_length(self.row_mm)
         _check_tilt("yaw", self.yaw_rad)
         _check_tilt("pitch", self.pitch_rad)
-
-    @property
-    def magnification(self) -> float:
-        """How much larger the detector sees an object on the axis."""
-        return self.source_detector_mm / self.source_axis_mm
-
-    @property
-    def image_pixel_mm(self) -> float:
-        """Side of a voxel that suits the detector: its element seen at the axis."""
-        return self.pixel_mm / self.magnification
 
     def slices(self, rows: int) -> int:
         """Return the number of slices that a detector of so many rows sees, the plane of the source in their middle."""

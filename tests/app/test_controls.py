@@ -45,8 +45,9 @@ MRI = ScanFacts(
 )
 CONE = msgspec.structs.replace(CT, scan="cone", methods=("fdk", "cgls", "sirt", "tv"))
 VOLUME = {"views_every", "centre"}
-SLICES = VOLUME | {"footprint"}
-MAPS = {"accelerate", "coil_maps"}
+ITERATED = VOLUME | {"footprint"}
+COILS = {"accelerate", "virtual_coils", "prewhiten"}
+MAPS = COILS | {"coil_maps"}
 ITERATION = {"iterations", "tolerance"}
 
 
@@ -114,16 +115,16 @@ def test_only_the_methods_of_the_scan_are_offered_by_their_full_names(view: Cont
 @pytest.mark.parametrize(
     ("scan", "method", "fields"),
     [
-        ("ct", "fbp", SLICES | {"filter_window"}),
-        ("ct", "cgls", SLICES | ITERATION | {"weighting"}),
-        ("ct", "sirt", SLICES | ITERATION | {"weighting", "nonnegative", "subsets"}),
-        ("ct", "tv", SLICES | ITERATION | {"strength", "weighting", "nonnegative"}),
-        ("ct", "wavelet", SLICES | ITERATION | {"strength"}),
-        ("ct", "deq", SLICES | ITERATION | {"model"}),
+        ("ct", "fbp", VOLUME | {"filter_window"}),
+        ("ct", "cgls", ITERATED | ITERATION | {"weighting"}),
+        ("ct", "sirt", ITERATED | ITERATION | {"weighting", "nonnegative", "subsets"}),
+        ("ct", "tv", ITERATED | ITERATION | {"strength", "weighting", "nonnegative"}),
+        ("ct", "wavelet", ITERATED | ITERATION | {"strength"}),
+        ("ct", "deq", ITERATED | ITERATION | {"model"}),
         ("cone", "fdk", VOLUME | {"filter_window"}),
         ("cone", "sirt", VOLUME | ITERATION | {"weighting", "nonnegative", "subsets"}),
-        ("mri", "zerofilled", {"accelerate"}),
-        ("mri", "grappa", {"accelerate"}),
+        ("mri", "zerofilled", COILS),
+        ("mri", "grappa", COILS),
         ("mri", "sense", MAPS | ITERATION | {"strength"}),
         ("mri", "tv", MAPS | ITERATION | {"strength"}),
         ("mri", "wavelet", MAPS | ITERATION | {"strength"}),
@@ -144,6 +145,8 @@ def test_each_method_shows_its_own_parameters(
         "subsets",
         "footprint",
         "coil_maps",
+        "virtual_coils",
+        "prewhiten",
         "filter_window",
         "model",
         "views_every",
@@ -214,6 +217,13 @@ def test_choices_become_settings_of_the_methods_that_have_them(
     choose(view, "tv")
     view.coil_maps.setCurrentText("Walsh")
     press(qtbot, view)
+    view.coil_maps.setCurrentText("ESPIRiT, two sets")
+    view.virtual_coils.setValue(5)
+    view.prewhiten.setChecked(True)
+    press(qtbot, view)
+    choose(view, "deq")
+    assert view.coil_maps.findText("ESPIRiT, two sets") == -1
+    press(qtbot, view)
     choose(view, "grappa")
     press(qtbot, view)
     session.select_scan("cone")
@@ -223,11 +233,19 @@ def test_choices_become_settings_of_the_methods_that_have_them(
         ReconstructSettings(method="sirt", weighting="counts", nonnegative=False, subsets=12, footprint="strip"),
         ReconstructSettings(method="tv", weighting="counts", nonnegative=False, footprint="strip"),
         ReconstructSettings(method="tv", weighting="uniform", nonnegative=False, footprint="strip"),
-        ReconstructSettings(method="fbp", footprint="strip"),
+        ReconstructSettings(method="fbp"),
         ReconstructSettings(method="tv", coil_maps="walsh"),
-        ReconstructSettings(method="grappa"),
+        ReconstructSettings(method="tv", coil_maps="espirit-2", virtual_coils=5, prewhiten=True),
+        ReconstructSettings(method="deq", virtual_coils=5, prewhiten=True),
+        ReconstructSettings(method="grappa", virtual_coils=5, prewhiten=True),
         ReconstructSettings(method="cgls"),
     ]
+
+
+def test_no_more_coils_are_kept_than_there_are(view: ControlsView, session: Listener) -> None:
+    session.select_scan("mri")
+    assert view.virtual_coils.maximum() == 8
+    assert view.virtual_coils.text() == "all coils"
 
 
 def test_there_are_no_more_subsets_than_views(view: ControlsView) -> None:

@@ -28,6 +28,7 @@ def test_every_operator_is_measured_for_every_batch(rows: list[Row]) -> None:
         ("fbp parallel", "equipoise"),
         ("fbp fan", "equipoise"),
         ("nufft radial", "equipoise"),
+        ("nufft spiral", "equipoise"),
     ):
         assert {(operator, engine, batch) for batch in (1, 3)} <= own
     assert {"finufft", "scikit-image"} <= {row.implementation for row in rows}

@@ -390,7 +390,7 @@ class ControlsView(QWidget):
             self.weighting: kind == "ct" and method in WEIGHTINGS,
             self.nonnegative: kind == "ct" and method in WITH_SIGN,
             self.subsets: method == "sirt",
-            self.footprint: kind == "ct" and not cone,
+            self.footprint: kind == "ct" and not cone and method in ITERATIVE,
             self.coil_maps: kind == "mri" and method in WITH_COIL_MAPS,
             self.virtual_coils: kind == "mri" and _coils(facts) > 1,
             self.prewhiten: kind == "mri" and _coils(facts) > 1,

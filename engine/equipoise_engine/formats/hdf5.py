@@ -13,6 +13,7 @@ import psutil
 from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput, OutOfMemory, Unsupported
+from equipoise_engine.formats.indexing import full_key
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_LINKS = 50_000
@@ -285,13 +286,7 @@ class Stored:
 
     def __getitem__(self, key: Any, /) -> Any:
         """Return the values of integers, slices, an ellipsis, or an index array on the first axis."""
-        keys = list(key) if isinstance(key, tuple) else [key]
-        ellipses = [i for i, k in enumerate(keys) if k is Ellipsis]
-        missing = len(self._shape) - (len(keys) - len(ellipses))
-        if missing < 0 or len(ellipses) > 1:
-            raise IndexError(f"{len(keys)} indices for {self._path.name}:{self.name} of {len(self._shape)} axes")
-        at = ellipses[0] if ellipses else len(keys)
-        keys[at : at + len(ellipses)] = [slice(None)] * missing
+        keys = full_key(key, len(self._shape), f"{self._path.name}:{self.name}")
         added: Any = None
         if self._add_axis is not None:
             added = keys.pop(self._add_axis)

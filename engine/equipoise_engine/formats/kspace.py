@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from equipoise_engine.acquisition import Samples
 from equipoise_engine.errors import BadInput
+from equipoise_engine.formats.indexing import full_key
 
 
 class Slices:
@@ -46,13 +47,7 @@ class Slices:
 
     def __getitem__(self, key: Any, /) -> Any:
         """Return the values of integers, slices, an ellipsis, or an index array on the first axis."""
-        keys = list(key) if isinstance(key, tuple) else [key]
-        ellipses = [i for i, k in enumerate(keys) if k is Ellipsis]
-        missing = len(self._shape) - (len(keys) - len(ellipses))
-        if missing < 0 or len(ellipses) > 1:
-            raise IndexError(f"{len(keys)} indices for k-space of {len(self._shape)} axes")
-        at = ellipses[0] if ellipses else len(keys)
-        keys[at : at + len(ellipses)] = [slice(None)] * missing
+        keys = full_key(key, len(self._shape), "k-space")
         chosen = np.arange(self._shape[0])[keys[0]]
         if chosen.ndim == 0:
             return self._load(int(chosen))[tuple(keys[1:])]

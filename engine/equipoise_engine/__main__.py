@@ -21,15 +21,19 @@ import msgspec
 import torch
 
 from equipoise_engine import __version__, bench, jobs, protocol
+from equipoise_engine.acquisition import Acquisition
+from equipoise_engine.arguments import add_recipe_arguments, finite, told_recipe, with_told_steps, write_recipe
 from equipoise_engine.device import choose_device, device_name
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
-from equipoise_engine.formats import Beam, Known
-from equipoise_engine.formats.sinogram import AngleRange
+from equipoise_engine.facts import scan_facts
+from equipoise_engine.formats.reference import is_reference, read_reference
 from equipoise_engine.groups import GROUPS
 from equipoise_engine.methods import METHODS
 from equipoise_engine.objective import DATA_TERMS
+from equipoise_engine.opening import open_scan
 from equipoise_engine.pretrain import PretrainSettings, pretrain
 from equipoise_engine.progress import Progress
+from equipoise_engine.recipe import name_of
 from equipoise_engine.reproduce.command import add_arguments, reproduce
 from equipoise_engine.server import failure, serve_standard_streams
 from equipoise_engine.volume import Store, Volume
@@ -88,7 +92,23 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="say what a scan is")
     info.add_argument("path", type=Path)
+    info.add_argument("--save-recipe", type=Path, metavar="FILE", help="write the complete recipe as a JSON file")
     _common(info, _info)
+
+    centring = commands.add_parser("centre", help="estimate the rotation centre of a CT scan by several methods")
+    centring.add_argument("path", type=Path)
+    centring.add_argument("--between", type=_range, metavar="A:B", help="columns of the file to look between")
+    _common(centring, _centre)
+
+    converting = commands.add_parser("convert", help="write a scan in a format that other programs read")
+    converting.add_argument("path", type=Path)
+    converting.add_argument("out", type=Path, metavar="OUT.nxs|OUT.h5")
+    converting.add_argument(
+        "--format",
+        choices=("nxtomo", "dataexchange", "ismrmrd"),
+        help="default: NXtomo for .nxs and Data Exchange for .h5 (CT), ISMRMRD (MRI)",
+    )
+    _common(converting, _convert)
 
     reconstruct = commands.add_parser("reconstruct", help="reconstruct a scan")
     reconstruct.add_argument("path", type=Path)
@@ -127,12 +147,6 @@ def _parser() -> argparse.ArgumentParser:
         default="espirit",
         choices=("espirit", "espirit-2", "walsh"),
         help="how coil sensitivities are found (MRI); espirit-2 takes two sets, for an object that wraps around",
-    )
-    reconstruct.add_argument(
-        "--virtual-coils", type=int, default=0, metavar="N", help="compress k-space to so many coils (MRI)"
-    )
-    reconstruct.add_argument(
-        "--prewhiten", action="store_true", help="make the noise of the coils equal and independent first (MRI)"
     )
     reconstruct.add_argument(
         "--shift",
@@ -200,76 +214,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _common(parser: argparse.ArgumentParser, run: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
-    if run in (_info, _reconstruct, _finetune):
-        _knowledge(parser)
+    if run in (_info, _reconstruct, _finetune, _centre, _convert):
+        add_recipe_arguments(parser)
     parser.set_defaults(run=run)
-
-
-def _knowledge(parser: argparse.ArgumentParser) -> None:
-    """Add what the user may know about scans that their files do not say."""
-    known = parser.add_argument_group("what the files may not say")
-    known.add_argument("--centre", type=float, metavar="COLUMN", help="rotation centre in detector columns (CT)")
-    known.add_argument(
-        "--angles",
-        type=_angles,
-        metavar="START:STOP[:inclusive]",
-        help="projection angles in degrees (TIFF sinograms); below zero: --angles=-90:90",
-    )
-    known.add_argument(
-        "--beam",
-        type=_beam,
-        metavar="AXIS:DETECTOR:ELEMENT",
-        help="distances in mm from the source to the rotation axis and to the detector, and the side of a detector"
-        " element: of one detector row a fan beam, of several a cone beam",
-    )
-    known.add_argument("--matrix", type=_matrix, metavar="ROWSxCOLUMNS", help="size of images along a trajectory (MRI)")
-
-
-def _known(arguments: argparse.Namespace) -> Known:
-    return Known(centre_px=arguments.centre, angles=arguments.angles, matrix=arguments.matrix, beam=arguments.beam)
-
-
-def _angles(text: str) -> AngleRange:
-    start, stop, *rest = [*text.split(":"), ""][:4]
-    if rest not in ([""], ["inclusive", ""]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form START:STOP or START:STOP:inclusive")
-    try:
-        return AngleRange(_finite(start), _finite(stop), rest[0] == "inclusive")
-    except BadInput as error:
-        raise argparse.ArgumentTypeError(error.message) from error
-
-
-def _beam(text: str) -> Beam:
-    parts = text.split(":")
-    if len(parts) != 3:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form AXIS:DETECTOR:ELEMENT, in mm")
-    return Beam(*(_finite(part) for part in parts))
 
 
 def _shift(text: str) -> tuple[float, float]:
     down, colon, right = text.partition(":")
     if not colon:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form DOWN:RIGHT")
-    return _finite(down), _finite(right)
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
-    return value
-
-
-def _matrix(text: str) -> tuple[int, int]:
-    rows, cross, columns = text.partition("x")
-    if not cross or not rows.isdigit() or not columns.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form ROWSxCOLUMNS")
-    if not all(SMALLEST_SIDE <= int(side) <= LARGEST_SIDE for side in (rows, columns)):
-        raise argparse.ArgumentTypeError(f"sides of {text} must lie in {SMALLEST_SIDE} to {LARGEST_SIDE}")
-    return int(rows), int(columns)
+    return finite(down), finite(right)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -304,9 +258,44 @@ def _serve(arguments: argparse.Namespace) -> None:
     serve_standard_streams()
 
 
+def _range(text: str) -> tuple[float, float]:
+    first, colon, last = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form A:B")
+    return finite(first), finite(last)
+
+
+def _open(path: Path, arguments: argparse.Namespace) -> Acquisition:
+    """Return the scan at `path` by what the command line tells. Raises BadInput for an image volume."""
+    if is_reference(path):
+        raise Unsupported(f"{path.name}: holds images, not measurements", "Open it in the window, to compare with.")
+    return open_scan(path, told_recipe(arguments), _silent, lambda usual: with_told_steps(arguments, usual))
+
+
+def _centre(arguments: argparse.Namespace) -> dict[str, Any]:
+    scan = _open(arguments.path, arguments)
+    found = jobs.centre_found(arguments.path.name, scan, arguments.between, _silent)
+    answer = {"centre_px": found.centre_px, "confidence": found.confidence, "text": found.text}
+    if found.tilt_deg is not None:
+        answer |= {"tilt_deg": found.tilt_deg, "tilt_error_deg": found.tilt_error_deg}
+    answer["estimates"] = [msgspec.to_builtins(one) for one in found.estimates]
+    return answer
+
+
+def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
+    scan = _open(arguments.path, arguments)
+    _check_target(arguments.out, "scan")
+    form = jobs.convert(scan, arguments.out, arguments.format, _silent)
+    return {"format": form, "shape": list(scan.shape), "file": str(arguments.out)}
+
+
 def _info(arguments: argparse.Namespace) -> dict[str, Any]:
-    scan = jobs.open_path(arguments.path, _known(arguments), _silent)
-    facts = jobs.scan_facts("scan", scan)
+    if is_reference(arguments.path):
+        return _reference(arguments.path)
+    scan = _open(arguments.path, arguments)
+    facts = scan_facts("scan", scan, choose_device())
+    if arguments.save_recipe is not None:
+        write_recipe(facts.recipe, arguments.save_recipe)
     return {
         "kind": facts.kind,
         "format": facts.format,
@@ -315,6 +304,21 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
         "geometry": dict(facts.geometry),
         "matched": [msgspec.to_builtins(match) for match in facts.matched],
         "warnings": list(facts.warnings),
+        "guessed": list(facts.guessed),
+        "sources": [msgspec.to_builtins(source) for source in facts.sources],
+        "steps": [name_of(step) for step in facts.recipe.steps or ()],
+        "recipe": msgspec.to_builtins(facts.recipe),
+        "memory": "" if facts.memory is None else facts.memory.text,
+    }
+
+
+def _reference(path: Path) -> dict[str, Any]:
+    volume = read_reference(path, _silent)
+    return {
+        "kind": "reference",
+        "format": str(volume.provenance.get("format", "")),
+        "shape": list(volume.data.shape),
+        "voxel_mm": list(volume.voxel_mm) if volume.calibrated else None,
     }
 
 
@@ -322,7 +326,7 @@ def _reconstruct(arguments: argparse.Namespace) -> dict[str, Any]:
     form = arguments.format or _format_of(arguments.out)
     _check_target(arguments.out, form)
     began = time.monotonic()
-    scan = jobs.open_path(arguments.path, _known(arguments), _silent)
+    scan = _open(arguments.path, arguments)
     settings = protocol.ReconstructSettings(
         method=arguments.method,
         iterations=arguments.iterations,
@@ -333,8 +337,6 @@ def _reconstruct(arguments: argparse.Namespace) -> dict[str, Any]:
         subsets=arguments.subsets,
         footprint=arguments.footprint,
         coil_maps=arguments.coil_maps,
-        virtual_coils=arguments.virtual_coils,
-        prewhiten=arguments.prewhiten,
         shift_px=arguments.shift,
         window=arguments.window,
         views_every=arguments.views_every,
@@ -403,7 +405,7 @@ def _check_target(out: Path, form: str) -> None:
 
 def _finetune(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
-    scans = tuple(jobs.open_path(path, _known(arguments), _silent) for path in arguments.paths)
+    scans = tuple(_open(path, arguments) for path in arguments.paths)
     settings = protocol.FineTuneSettings(
         steps=arguments.steps,
         minutes=arguments.minutes,
@@ -501,12 +503,13 @@ def _report(result: dict[str, Any], *, as_json: bool) -> None:
         return
     for key, value in result.items():
         match value:
+            case dict() if key == "recipe":
+                sys.stdout.write(f"recipe: {json.dumps(value)}\n")
             case dict():
                 sys.stdout.write(f"{key}:\n" + "".join(f"  {name}: {text}\n" for name, text in value.items()))
             case [dict(), *_]:
                 sys.stdout.write(f"{key}:\n")
-                for entry in value:
-                    sys.stdout.write(f"  {entry['role']}: {entry['source']} ({entry['reason']})\n")
+                sys.stdout.write("".join(f"  {_line(entry)}\n" for entry in value))
             case [_, _, _, *_] if key in ("data_residuals", "fixed_point_residuals", "losses"):
                 sys.stdout.write(f"{key}: {value[0]:.4g} ... {value[-1]:.4g}\n")
             case list():
@@ -515,6 +518,15 @@ def _report(result: dict[str, Any], *, as_json: bool) -> None:
                 sys.stdout.write(f"{key}: {value:.4g}\n")
             case _:
                 sys.stdout.write(f"{key}: {value}\n")
+
+
+def _line(entry: dict[str, Any]) -> str:
+    """Return a match, a source or an estimate in one line."""
+    if "role" in entry:
+        return f"{entry['role']}: {entry['source']} ({entry['reason']})"
+    if "method" in entry:
+        return f"{entry['method']}: {entry['centre_px']:.2f}, confidence {entry['confidence']:.2f}: {entry['text']}"
+    return f"{entry['name']} {tuple(entry['shape'])} {entry['kind']}"
 
 
 def _without_nan(value: Any) -> Any:

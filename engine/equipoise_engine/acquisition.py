@@ -8,15 +8,17 @@ at index `n // 2` for MRI (the sample that a centred discrete Fourier transform 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput
 from equipoise_engine.geometry import ConeBeam, CtGeometry, MriGeometry
+from equipoise_engine.recipe import Recipe
 
 
 class DataState(Enum):
@@ -48,6 +50,23 @@ class Match:
     reason: str
 
 
+@dataclass(frozen=True)
+class Source:
+    """A part of the files that may have a role.
+
+    Parameters
+    ----------
+    name
+        As `recipe.Role.source` names it.
+    shape, kind
+        Its shape, and the type of its values for people.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class CtAcquisition:
     """Projections of a scan.
@@ -68,6 +87,16 @@ class CtAcquisition:
         What was taken for what, and why.
     warnings
         Sentences for the user.
+    monitor
+        Intensity of the beam during each view relative to that of the open-beam frames `(view,)`, float64, or None.
+    guessed
+        Which of the values of `recipe.Known` the files do not say and were guessed: "angles", "layout", "state", ...
+    sources
+        The parts of the files that may have a role, for a choice of others.
+    recipe
+        How it was read, cut and is to be prepared; complete once the scan is open.
+    full_shape
+        As `shape`, of all that the files hold; empty until the scan is open.
     """
 
     path: Path
@@ -79,6 +108,11 @@ class CtAcquisition:
     darks: Samples | None = None
     matched: tuple[Match, ...] = ()
     warnings: tuple[str, ...] = ()
+    monitor: NDArray[np.float64] | None = None
+    guessed: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+    full_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         views, angles = self.projections.shape[0], self.geometry.angle_rad.shape[0]
@@ -119,6 +153,23 @@ class MriAcquisition:
         What was taken for what, and why.
     warnings
         Sentences for the user.
+    noise
+        Samples measured without signal `(coil, sample)`, complex64, or None.
+    navigators
+        Readouts along the middle of k-space of each slice `(slice, readout, coil, kx)`, complex64, or None: alternately
+        forward and reversed, the first forward, all laid out forward.
+    reversed_lines
+        Which lines were read out backwards `(ky,)`; they are laid out forward in `kspace`. None where none were.
+    interference
+        What coils that see no signal, only outside interference, measured `(slice, detector, ky, kx)`, complex64.
+    guessed
+        Which of the values of `recipe.Known` the files do not say and were guessed: "angles", "layout", "state", ...
+    sources
+        The parts of the files that may have a role, for a choice of others.
+    recipe
+        How it was read, cut and is to be prepared; complete once the scan is open.
+    full_shape
+        As `shape`, of all that the files hold; empty until the scan is open.
     """
 
     path: Path
@@ -128,6 +179,14 @@ class MriAcquisition:
     state: DataState = DataState.KSPACE
     matched: tuple[Match, ...] = ()
     warnings: tuple[str, ...] = ()
+    noise: Samples | None = None
+    navigators: Samples | None = None
+    reversed_lines: NDArray[np.bool_] | None = None
+    interference: Samples | None = None
+    guessed: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+    full_shape: tuple[int, ...] = ()
 
     @property
     def slices(self) -> int:

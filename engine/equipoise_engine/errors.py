@@ -24,6 +24,25 @@ class BadInput(EquipoiseError):
     """A file, a value or a request is wrong; the user can correct it."""
 
 
+class Incomplete(BadInput):
+    """A scan cannot be understood without something that its files do not say.
+
+    Parameters
+    ----------
+    missing
+        What is missing, by the names of `recipe.Known` and of its roles: "angles", "projections", "matrix", ...
+    sources
+        Parts of the files that may have a role, as `recipe.Role.source` names them.
+    """
+
+    def __init__(
+        self, message: str, hint: str = "", *, missing: tuple[str, ...], sources: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message, hint)
+        self.missing = missing
+        self.sources = sources
+
+
 class Unsupported(EquipoiseError):
     """The input is right, but this program cannot do it."""
 

@@ -16,23 +16,28 @@ import msgspec
 import numpy as np
 import torch
 
-from equipoise_engine import __version__, protocol
-from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match, MriAcquisition, content_hash
-from equipoise_engine.errors import BadInput
+from equipoise_engine import __version__, looking, opening, protocol
+from equipoise_engine.acquisition import Acquisition, CtAcquisition, MriAcquisition, content_hash
+from equipoise_engine.errors import BadInput, Incomplete
+from equipoise_engine.facts import scan_facts
 from equipoise_engine.finetune import TrainSettings, draw_from, finetune
-from equipoise_engine.formats import Known, read
 from equipoise_engine.formats.dicom import write_dicom
+from equipoise_engine.formats.ismrmrd_writer import write_ismrmrd
 from equipoise_engine.formats.nexus import write_hdf5
+from equipoise_engine.formats.reference import is_reference, read_reference
 from equipoise_engine.formats.tiff import write_tiff
-from equipoise_engine.geometry import Cartesian, ConeBeam, CtGeometry, FanBeam, ParallelBeam
+from equipoise_engine.formats.write_scan import write_dataexchange, write_nxtomo
+from equipoise_engine.geometry import ConeBeam
 from equipoise_engine.identifiability import information
-from equipoise_engine.measured import Measured, Undersampling, is_truncated, measure
-from equipoise_engine.methods import is_direct, methods_for, run, with_defaults
+from equipoise_engine.measured import Measured, Undersampling, measure
+from equipoise_engine.methods import is_direct, run, with_defaults
 from equipoise_engine.model import EquilibriumModel
 from equipoise_engine.objective import Objective
+from equipoise_engine.opening import OpenScans
 from equipoise_engine.operators import norms
-from equipoise_engine.preprocess.attenuation import attenuation
-from equipoise_engine.preprocess.centre import find_centre
+from equipoise_engine.preprocess.centre import estimates
+from equipoise_engine.preprocess.centre.tilt import tilt_of
+from equipoise_engine.preprocess.selection import file_column, selected_column
 from equipoise_engine.progress import Cancelled, Progress, Watch
 from equipoise_engine.volume import Iterates, Store, Volume
 from equipoise_engine.weights import Checkpoint, read_checkpoint, write_checkpoint
@@ -50,55 +55,171 @@ class StopAndKeep(Cancelled):
     """Raised by a watch where the user wants what there is so far."""
 
 
-def open_scan(request: protocol.Open, store: Store, emit: Emit, watch: Watch) -> None:
-    """Read a scan, find its rotation centre where it has none, keep it in the store and emit `Opened`."""
+def open_scan(request: protocol.Open, store: Store, emit: Emit, watch: Watch, device: torch.device) -> None:
+    """Read a scan by its recipe, keep it in the store and emit `Opened`; `Loaded` where it is an image volume.
+
+    `Needed` is emitted where something is missing, before the error goes on.
+    """
+    path = Path(request.path)
+    if is_reference(path):
+        open_reference(protocol.OpenReference(path=request.path), store, emit, watch)
+        return
     key = store.new_id("scan")
-    scan = open_path(Path(request.path), Known(centre_px=request.centre_px), watch)
-    store.put_scan(key, scan)
-    emit(protocol.Opened(facts=scan_facts(key, scan)))
-
-
-def open_path(path: Path, known: Known, watch: Watch) -> Acquisition:
-    """Return the scan at `path` with a known rotation centre. Raises BadInput or Unsupported."""
-    watch(Progress("read", 1, 2))
-    scan = read(path, known=known)
-    watch(Progress("centre", 2, 2))
-    if isinstance(scan, CtAcquisition) and scan.geometry.centre_px is None:
-        found = find_centre(scan)
-        scan = replace(
-            scan,
-            geometry=replace(scan.geometry, centre_px=found.centre_px),
-            matched=(*scan.matched, Match("rotation centre", "found in the projections", (), found.text)),
+    try:
+        scan = opening.open_scan(path, request.recipe, watch)
+    except Incomplete as error:
+        emit(
+            protocol.Needed(
+                path=request.path,
+                recipe=request.recipe,
+                missing=error.missing,
+                sources=tuple(protocol.SourceFact(name=name, shape=(), kind="") for name in error.sources),
+                message=error.message,
+            )
         )
-    if isinstance(scan, CtAcquisition):
-        chosen = np.unique(np.linspace(0, scan.shape[1] - 1, 5).round().astype(int))
-        sample = np.concatenate([attenuation(scan, slice(row, row + 1)) for row in chosen])
-        scan = replace(scan, geometry=replace(scan.geometry, truncated=is_truncated(sample, scan.geometry)))
-    return scan
+        raise
+    store.put_scan(key, scan)
+    emit(protocol.Opened(facts=scan_facts(key, scan, device)))
 
 
-def scan_facts(key: str, scan: Acquisition) -> protocol.ScanFacts:
-    """Return what the window and `info` show of a scan."""
-    match scan:
-        case CtAcquisition():
-            kind, geometry = "ct", _ct_geometry(scan)
-        case MriAcquisition():
-            kind, geometry = "mri", _mri_geometry(scan)
-    return protocol.ScanFacts(
-        scan=key,
-        path=str(scan.path),
-        kind=kind,
-        format=scan.format,
-        state=scan.state.value,
-        shape=scan.shape,
-        slices=scan.slices,
-        geometry=geometry,
-        matched=tuple(
-            protocol.MatchFact(role=m.role, source=m.source, shape=m.shape, reason=m.reason) for m in scan.matched
-        ),
-        warnings=scan.warnings,
-        methods=methods_for(scan),
+def open_reference(request: protocol.OpenReference, store: Store, emit: Emit, watch: Watch) -> None:
+    """Read an image volume to compare with, keep it in the store and emit `Loaded`."""
+    began = time.monotonic()
+    path = Path(request.path)
+    volume = read_reference(path, watch)
+    name = store.new_id("reference")
+    store.put_volume(name, volume)
+    low, high = contrast(volume.data)
+    emit(
+        protocol.Loaded(
+            facts=protocol.ResultFacts(
+                result=name,
+                scan=request.scan,
+                method="reference",
+                label=f"Reference {path.name}",
+                shape=(volume.data.shape[0], volume.data.shape[1], volume.data.shape[2]),
+                first_slice=volume.first_slice,
+                voxel_mm=volume.voxel_mm,
+                calibrated=volume.calibrated,
+                unit=unit_of(volume),
+                outcome="direct",
+                iterations=0,
+                data_residual=math.nan,
+                seconds=time.monotonic() - began,
+                low=low,
+                high=high,
+            )
+        )
     )
+
+
+def look(
+    request: protocol.Look, scans: OpenScans, emit: Callable[[protocol.Event, protocol.Pixels], None], watch: Watch
+) -> None:
+    """Make a picture of what was measured and emit `Seen` with it."""
+    scan = scans.scan(Path(request.path), request.recipe, watch)
+    picture = looking.picture_of(scan, request.what, request.index, request.coil, request.stage, watch)
+    low, high = contrast(picture.pixels)
+    seen = protocol.Seen(
+        path=request.path,
+        what=request.what,
+        index=request.index,
+        coil=request.coil,
+        stage=request.stage,
+        caption=picture.caption,
+        count=picture.count,
+        low=low,
+        high=high,
+    )
+    emit(seen, picture.pixels)
+
+
+def find_centre(request: protocol.FindCentre, scans: OpenScans, emit: Emit, watch: Watch) -> None:
+    """Estimate the rotation centre by every method that suits the scan and emit `CentreFound`."""
+    scan = scans.scan(Path(request.path), request.recipe, watch)
+    first, last = request.first_px, request.last_px
+    emit(centre_found(request.path, scan, None if first is None or last is None else (first, last), watch))
+
+
+def centre_found(
+    path: str, scan: Acquisition, between: tuple[float, float] | None, watch: Watch
+) -> protocol.CentreFound:
+    """Return the estimates of the rotation centre of an open scan by every method, in columns of the file.
+
+    Parameters
+    ----------
+    path
+        As the scan is named to the user.
+    between
+        Columns of the file to look between; None takes what can be told from such views.
+
+    Raises
+    ------
+    BadInput
+        The scan has no rotation axis, the range leaves the detector, or no method can tell it.
+    """
+    if not isinstance(scan, CtAcquisition):
+        raise BadInput(f"{scan.path.name}: an MRI scan has no rotation axis")
+    part = scan.recipe.selection
+    looked = None if between is None else (selected_column(part, between[0]), selected_column(part, between[1]))
+    vote = estimates(scan, looked, watch)
+    try:
+        tilt, error = tilt_of(scan)
+    except BadInput:
+        tilt, error = None, 0.0
+    return protocol.CentreFound(
+        path=path,
+        centre_px=file_column(part, vote.centre_px),
+        confidence=vote.confidence,
+        text=vote.text,
+        tilt_deg=tilt,
+        tilt_error_deg=error,
+        estimates=tuple(
+            protocol.CentreEstimate(
+                method=one.method,
+                centre_px=file_column(part, one.centre_px),
+                confidence=one.confidence,
+                at_edge=one.at_edge,
+                text=one.text,
+                positions_px=tuple(file_column(part, position) for position in one.positions_px),
+                metric=one.metric,
+            )
+            for one in vote.estimates
+        ),
+    )
+
+
+def convert(scan: Acquisition, out: Path, form: str | None, watch: Watch) -> str:
+    """Write what was measured, as selected and not prepared, as "nxtomo", "dataexchange" or "ismrmrd"; return which.
+
+    Parameters
+    ----------
+    form
+        None goes by the kind of scan and the name of `out`.
+
+    Raises
+    ------
+    BadInput
+        The format is not one for such a scan, or the target cannot be written.
+    Unsupported
+        The format has no place for the scan's geometry.
+    """
+    mri = isinstance(scan, MriAcquisition)
+    if form is None:
+        suffix = out.suffix.lower()
+        if suffix not in (".nxs", ".h5", ".hdf5", ".mrd"):
+            raise BadInput(f"{out.name}: no format is known for {suffix!r}", "Use .nxs or .h5, or give --format.")
+        form = "ismrmrd" if mri else "nxtomo" if suffix == ".nxs" else "dataexchange"
+    match scan, form:
+        case CtAcquisition(), "nxtomo":
+            write_nxtomo(scan, out, watch)
+        case CtAcquisition(), "dataexchange":
+            write_dataexchange(scan, out, watch)
+        case MriAcquisition(), "ismrmrd":
+            write_ismrmrd(scan, out, watch)
+        case _:
+            raise BadInput(f"{scan.path.name}: {form} is no format for {'MRI' if mri else 'CT'} scans")
+    return form
 
 
 def reconstruct(request: protocol.Reconstruct, store: Store, emit: Emit, watch: Watch, device: torch.device) -> None:
@@ -187,6 +308,7 @@ def reconstruct(request: protocol.Reconstruct, store: Store, emit: Emit, watch: 
             "scan": scan.path.name,
             "scan path": str(scan.path),
             "rotation centre px": getattr(scan.geometry, "centre_px", None),
+            "recipe": msgspec.to_builtins(scan.recipe),
             "method": settings.method,
             "settings": msgspec.to_builtins(settings),
             "outcome": _worst(outcomes),
@@ -528,55 +650,3 @@ def _worst(outcomes: list[str]) -> str:
         if outcome in outcomes:
             return outcome
     return "direct"
-
-
-def _ct_geometry(scan: CtAcquisition) -> tuple[tuple[str, str], ...]:
-    geometry = scan.geometry
-    degrees = np.degrees(geometry.angle_rad)
-    centre = "unknown" if geometry.centre_px is None else f"column {geometry.centre_px:.2f}"
-    pixel = f"{geometry.image_pixel_mm:.6g} mm" if geometry.calibrated else "not given (lengths count pixels)"
-    return (
-        ("beam", _beam(geometry)),
-        ("views", f"{degrees.size}"),
-        ("angles", f"{degrees.min():.3f} to {degrees.max():.3f} degrees"),
-        ("rotation centre", centre),
-        ("detector", f"{scan.shape[2]} columns, {scan.shape[1]} row{'s' if scan.shape[1] > 1 else ''}"),
-        ("pixel size", pixel),
-        ("object", "reaches beyond the detector" if geometry.truncated else "inside the detector's view"),
-    )
-
-
-def _beam(geometry: CtGeometry) -> str:
-    """Return the kind of beam and its lengths, for people."""
-    if isinstance(geometry, ParallelBeam):
-        return "parallel"
-    if isinstance(geometry, FanBeam):
-        kind = f"fan, {geometry.detector} detector"
-    else:
-        kind = "cone"
-    return (
-        f"{kind}; source to axis {geometry.source_axis_mm:.6g} mm, to detector {geometry.source_detector_mm:.6g} mm, "
-        f"element {geometry.pixel_mm:.6g} mm"
-    )
-
-
-def _mri_geometry(scan: MriAcquisition) -> tuple[tuple[str, str], ...]:
-    geometry = scan.geometry
-    high, wide = geometry.field_of_view_mm
-    extent = f"{high:.6g} x {wide:.6g} mm (y, x)" if geometry.calibrated else "not given (lengths count pixels)"
-    if isinstance(geometry, Cartesian):
-        rows, columns = geometry.sampled.shape
-        share = float(geometry.sampled.mean())
-        sampling = "Cartesian, complete" if share == 1 else f"Cartesian, {100 * share:.0f} % of k-space"
-        matrix = f"{rows} x {columns} (ky, kx)"
-    else:
-        readouts, samples, _ = geometry.trajectory.shape
-        sampling = f"{readouts} readouts of {samples} samples, not on a grid"
-        matrix = f"{geometry.matrix[0]} x {geometry.matrix[1]} (y, x)"
-    return (
-        ("sampling", sampling),
-        ("matrix", matrix),
-        ("coils", f"{scan.shape[1]}"),
-        ("slices", f"{scan.shape[0]}"),
-        ("field of view", extent),
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from equipoise_engine.geometry import Cartesian, ConeBeam, CtGeometry, NonCartes
 from equipoise_engine.mri import CartesianPhysics, centred_ifft, undersampling_mask
 from equipoise_engine.noncartesian import (
     NonCartesianPhysics,
+    calibration_in_matrix,
     calibration_kspace,
     cartesian_positions,
     noncartesian_maps,
@@ -28,8 +29,8 @@ from equipoise_engine.noncartesian import (
 from equipoise_engine.operators import Physics
 from equipoise_engine.preprocess.attenuation import attenuation
 from equipoise_engine.preprocess.coils import calibration_size, coil_map_sets, coil_maps, walsh_maps
-from equipoise_engine.preprocess.compression import compression
-from equipoise_engine.preprocess.whitening import noise_covariance, outermost, whitened, whitening_matrix
+from equipoise_engine.preprocess.kspace_steps import noise_correlation, prepared_kspace
+from equipoise_engine.preprocess.whitening import outermost
 from equipoise_engine.projection.projector import Footprint
 
 
@@ -50,6 +51,9 @@ class Undersampling:
 
 
 CoilMaps = Literal["espirit", "espirit-2", "walsh"]
+CoilPart = Literal["magnitude", "phase", "eigenvalue", "noise"]
+SAMPLING_SIDE = 512
+"""Rows and columns of the picture of a trajectory."""
 WRAPPED_EIGENVALUE = 0.9
 """Second eigenvalue of ESPIRiT above which two places of the object fall on one pixel."""
 WRAPPED_SHARE = 0.02
@@ -67,10 +71,6 @@ class Modelling:
     coil_maps
         Where coil sensitivities come from (MRI): "espirit", "espirit-2" with two sets for an object that wraps around
         its field of view (Cartesian), or "walsh".
-    virtual_coils
-        Number of coils that k-space is compressed to (MRI); 0 keeps all.
-    prewhiten
-        Whether the noise of the coils is made equal and independent first, as estimated at the edge of k-space (MRI).
     shift_px
         Pixels `(y, x)` by which the image is moved, down and to the right, fractions allowed; what leaves it on one
         side comes in on the other (MRI).
@@ -78,8 +78,6 @@ class Modelling:
 
     footprint: Footprint = "joseph"
     coil_maps: CoilMaps = "espirit"
-    virtual_coils: int = 0
-    prewhiten: bool = False
     shift_px: tuple[float, float] = (0.0, 0.0)
 
 
@@ -141,15 +139,16 @@ def measure(
 def kspace_of(
     scan: MriAcquisition, slices: slice, undersampling: Undersampling, modelling: Modelling | None = None
 ) -> tuple[Tensor, Cartesian | NonCartesian]:
-    """Return undersampled k-space `(slice, coil, ...)` complex64, and where it was sampled.
+    """Return undersampled and prepared k-space `(slice, coil, ...)` complex64, and where it was sampled.
 
     Of Cartesian k-space `(slice, coil, ky, kx)` what is left out is zero; of other sampling, readouts are left out.
-    Whitening and compression of the coils go by each slice alone, so that no slice depends on which others are made.
+    What is left is prepared by the steps of the scan's recipe, each slice alone, so that no slice depends on which
+    others are made.
 
     Raises
     ------
     BadInput
-        The acceleration does not fit the scan, values are not finite, or the coils cannot be whitened or compressed.
+        The acceleration does not fit the scan, values are not finite, or a step does not suit the scan.
     """
     if undersampling.views_every != 1:
         raise BadInput("an MRI scan has no views to leave out", "Use an acceleration instead.")
@@ -177,8 +176,7 @@ def kspace_of(
             kept = density if density is None else np.ascontiguousarray(density[::step])
             geometry = replace(scan.geometry, trajectory=np.ascontiguousarray(trajectory[::step]), density=kept)
             kspace = kspace[:, :, ::step]
-    if model.prewhiten or model.virtual_coils:
-        kspace = np.stack([_combined_coils(one, geometry, model) for one in kspace])
+    kspace = prepared_kspace(scan, range(scan.slices)[slices], kspace, geometry)
     measured = torch.from_numpy(np.ascontiguousarray(kspace))
     if any(model.shift_px):
         positions, matrix = _positions(geometry)
@@ -188,24 +186,98 @@ def kspace_of(
 
 def _positions(geometry: Cartesian | NonCartesian) -> tuple[NDArray[np.float64], tuple[int, int]]:
     """Return where samples lie in cycles per field of view `(..., 2)`, and the matrix of the image."""
+    matrix = _matrix(geometry)
+    return geometry.trajectory if isinstance(geometry, NonCartesian) else cartesian_positions(matrix), matrix
+
+
+def _matrix(geometry: Cartesian | NonCartesian) -> tuple[int, int]:
     if isinstance(geometry, NonCartesian):
-        return geometry.trajectory, geometry.matrix
+        return geometry.matrix
     rows, columns = geometry.sampled.shape
-    return cartesian_positions((rows, columns)), (rows, columns)
+    return rows, columns
 
 
-def _combined_coils(
-    kspace: NDArray[np.complex64], geometry: Cartesian | NonCartesian, model: Modelling
-) -> NDArray[np.complex64]:
-    """Return k-space `(coil, ...)` of one slice with whitened coils, or fewer of them."""
-    if not kspace.any():
-        return kspace[: model.virtual_coils or kspace.shape[0]]
-    if model.prewhiten:
-        covariance = noise_covariance(kspace[:, outermost(geometry)])
-        kspace = whitened(kspace, whitening_matrix(covariance), axis=0)
-    if model.virtual_coils:
-        kspace = compression(kspace, virtual_coils=model.virtual_coils).apply(kspace, axis=0)
-    return kspace.astype(np.complex64)
+def kspace_stage(scan: MriAcquisition, index: int, coil: int, stage: int | None = None) -> NDArray[np.complex64]:
+    """Return k-space of a slice and coil `(ky, kx)` or `(readout, sample)`, complex64, on its way through the steps.
+
+    Parameters
+    ----------
+    stage
+        How many steps of the recipe are done, 0 for none; None for all.
+
+    Raises
+    ------
+    BadInput
+        There is no such slice, coil (after coil compression there are fewer) or stage; or as `prepared_kspace`.
+    """
+    _check_slice(scan, index)
+    stored = np.asarray(scan.kspace[index], dtype=np.complex64)[None]
+    values = prepared_kspace(scan, (index,), stored, scan.geometry, stage)[0]
+    _check_coil(scan, coil, values.shape[0])
+    return np.asarray(values[coil])
+
+
+def sampling_picture(scan: MriAcquisition) -> NDArray[np.float32]:
+    """Return where k-space was measured `(row, column)`, float32, lowest ky on top and lowest kx on the left.
+
+    Of Cartesian sampling 1 where it was measured and 0 elsewhere, `(ky, kx)`; of other sampling how many samples fall
+    into each of 512 x 512 cells, which span k-space of the matrix and a sample more on each side.
+    """
+    if isinstance(scan.geometry, Cartesian):
+        return scan.geometry.sampled.astype(np.float32)
+    reach = np.array(scan.geometry.matrix) / 2 + 1
+    cells = np.floor((scan.geometry.trajectory / reach + 1) * (SAMPLING_SIDE / 2)).astype(np.intp)
+    rows, columns = np.clip(cells, 0, SAMPLING_SIDE - 1).reshape(-1, 2).T
+    counts = np.bincount(rows * SAMPLING_SIDE + columns, minlength=SAMPLING_SIDE**2)
+    return counts.reshape(SAMPLING_SIDE, SAMPLING_SIDE).astype(np.float32)
+
+
+def coil_picture(scan: MriAcquisition, index: int, coil: int, part: CoilPart) -> NDArray[np.float32]:
+    """Return a picture of the coils in a prepared slice, float32.
+
+    Parameters
+    ----------
+    index, coil
+        Slice, and coil after the preparation; "eigenvalue" and "noise" are of all coils.
+    part
+        "magnitude" 0 to 1 and "phase" in radians of the sensitivity `(y, x)`; "eigenvalue" `(y, x)`, the largest of
+        ESPIRiT: near one where one set of sensitivities explains what the coils saw, lower where nothing does; "noise"
+        `(coil, coil)`, 0 to 1: how alike the noise of two coils is, before it is whitened.
+
+    Raises
+    ------
+    BadInput
+        There is no such slice, coil or part, the centre of k-space is too small or empty; or as `kspace_of`.
+
+    Source: M. Uecker et al. 2014, doi:10.1002/mrm.24751.
+    """
+    if part not in get_args(CoilPart):
+        raise BadInput(f"there is no picture {part!r} of coils", f"Choose one of {', '.join(get_args(CoilPart))}.")
+    _check_slice(scan, index)
+    if part == "noise":
+        return noise_correlation(scan, index)
+    kspace, geometry = kspace_of(scan, slice(index, index + 1), Undersampling())
+    if part == "eigenvalue":
+        if not bool(kspace.any()):
+            return np.zeros(_matrix(geometry), dtype=np.float32)
+        if isinstance(geometry, Cartesian):
+            values, sampled = kspace[0].numpy(), geometry.sampled
+        else:
+            values, sampled = calibration_in_matrix(kspace[0], geometry)
+        return np.asarray(coil_map_sets(values, sampled, sets=1).eigenvalues[0])
+    _check_coil(scan, coil, int(kspace.shape[1]))
+    one = _maps(kspace[0], geometry, Modelling())[coil].numpy()
+    return np.asarray(np.abs(one) if part == "magnitude" else np.angle(one), dtype=np.float32)
+
+
+def _check_slice(scan: MriAcquisition, index: int) -> None:
+    if not 0 <= index < scan.slices:
+        raise BadInput(f"{scan.path.name}: there is no slice {index}; the scan has 0 to {scan.slices - 1}")
+
+
+def _check_coil(scan: MriAcquisition, coil: int, coils: int) -> None:
+    if not 0 <= coil < coils:
+        raise BadInput(f"{scan.path.name}: there is no coil {coil}; there are 0 to {coils - 1} at this stage")
 
 
 def coil_images(kspace: Tensor, geometry: Cartesian | NonCartesian) -> Tensor:
@@ -331,13 +403,12 @@ def _wrapping(kspace: Tensor, geometry: Cartesian | NonCartesian) -> str:
 
 def _maps(kspace: Tensor, geometry: Cartesian | NonCartesian, model: Modelling) -> Tensor:
     """Return coil maps `(coil, y, x)`, or two sets of them; a slice without any signal has one of equal ones."""
-    shape = geometry.sampled.shape if isinstance(geometry, Cartesian) else geometry.matrix
     coils = kspace.shape[0]
     two = model.coil_maps == "espirit-2"
     if two and not isinstance(geometry, Cartesian):
         raise BadInput("two sets of coil maps are there for Cartesian sampling only", "Choose espirit or walsh.")
     if not bool(kspace.any()):
-        equal = torch.full((coils, *shape), 1 / math.sqrt(coils), dtype=kspace.dtype)
+        equal = torch.full((coils, *_matrix(geometry)), 1 / math.sqrt(coils), dtype=kspace.dtype)
         # a second set alike would make A^H A of norm two
         return torch.stack([equal, torch.zeros_like(equal)]) if two else equal
     if model.coil_maps == "walsh":

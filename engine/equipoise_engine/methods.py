@@ -33,6 +33,7 @@ from equipoise_engine.mri import centred_fft
 from equipoise_engine.noncartesian import NonCartesianPhysics
 from equipoise_engine.operators import Physics, norms
 from equipoise_engine.partial_fourier import homodyne, is_partial_fourier, projection_onto_convex_sets
+from equipoise_engine.preprocess.kspace_steps import prepared_coils
 from equipoise_engine.primal_dual import primal_dual_total_variation
 from equipoise_engine.progress import Progress, Watch, unwatched
 from equipoise_engine.projection.projector import Footprint
@@ -133,7 +134,7 @@ def methods_for(scan: Acquisition) -> tuple[str, ...]:
                 return NON_CARTESIAN_METHODS
             unsuited = set() if is_partial_fourier(scan.geometry.sampled) else {"homodyne", "pocs"}
             # what a coil did not measure is filled in from the others
-            if int(scan.kspace.shape[1]) == 1:
+            if prepared_coils(scan) == 1:
                 unsuited.add("grappa")
             return tuple(name for name in MRI_METHODS if name not in unsuited)
 
@@ -222,12 +223,6 @@ def _check_choices(settings: ReconstructSettings, scan: Acquisition, method: Met
         raise BadInput(
             f"{_kind(scan)} cannot be moved by {settings.shift_px} pixels", "Only MRI scans, by finite shifts."
         )
-    if settings.virtual_coils and not coils:
-        raise BadInput(f"{_kind(scan)} has no coils to compress", "Leave it out.")
-    if not 0 <= settings.virtual_coils <= coils:
-        raise BadInput(f"{settings.virtual_coils} virtual coils: the number must lie in 0 to {coils} for this scan")
-    if settings.prewhiten and not coils:
-        raise BadInput(f"{_kind(scan)} has no coils to whiten", "Leave it out.")
 
 
 def is_direct(settings: ReconstructSettings) -> bool:
@@ -265,8 +260,6 @@ def run(
     modelling = Modelling(
         cast(Footprint, settings.footprint),
         cast(CoilMaps, settings.coil_maps),
-        settings.virtual_coils,
-        settings.prewhiten,
         settings.shift_px,
     )
     if settings.method in COIL_BY_COIL:

@@ -692,9 +692,17 @@ def noncartesian_maps(y: Tensor, geometry: NonCartesian) -> NDArray[np.complex64
     BadInput
         The measurements do not fit, or the covered centre of k-space is smaller than 8 x 8 or holds no signal.
     """
-    rows, columns = geometry.matrix
     if y.shape[0] == 1:
-        return np.ones((1, rows, columns), dtype=np.complex64)
+        return np.ones((1, *geometry.matrix), dtype=np.complex64)
+    return coil_maps(*calibration_in_matrix(y, geometry))
+
+
+def calibration_in_matrix(y: Tensor, geometry: NonCartesian) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
+    """Return the centre of Cartesian k-space laid into the matrix of the image `(coil, ky, kx)`, and where it lies.
+
+    Parameters and Raises as `calibration_kspace`.
+    """
+    rows, columns = geometry.matrix
     centre = calibration_kspace(y, geometry)
     height, width = centre.shape[1:]
     top, left = rows // 2 - height // 2, columns // 2 - width // 2
@@ -702,7 +710,7 @@ def noncartesian_maps(y: Tensor, geometry: NonCartesian) -> NDArray[np.complex64
     sampled = np.zeros((rows, columns), dtype=np.bool_)
     kspace[:, top : top + height, left : left + width] = centre
     sampled[top : top + height, left : left + width] = True
-    return coil_maps(kspace, sampled)
+    return kspace, sampled
 
 
 def _sides(matrix: tuple[int, int] | int, **counts: int) -> _Reals:

@@ -23,6 +23,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise_engine.recipe import Recipe
+
 VERSION = 1
 MAGIC = b"EQP1"
 MAX_HEADER = 16 << 20
@@ -71,10 +73,6 @@ class ReconstructSettings(_Record, frozen=True):
     """How a pixel meets a ray (CT slices): joseph or strip."""
     coil_maps: str = "espirit"
     """Where coil sensitivities come from (MRI): espirit, walsh, or espirit-2: two sets, for an object that wraps."""
-    virtual_coils: int = 0
-    """Number of coils that k-space is compressed to (MRI); 0 keeps all."""
-    prewhiten: bool = False
-    """Make the noise of the coils equal and independent first, as estimated at the edge of k-space (MRI)."""
     shift_px: tuple[float, float] = (0.0, 0.0)
     """Pixels (y, x) by which the image is moved, down and to the right (MRI)."""
     window: str = "ram-lak"
@@ -131,6 +129,31 @@ class MatchFact(_Record, frozen=True):
     reason: str
 
 
+class SourceFact(_Record, frozen=True):
+    """A part of the files that may be given a role."""
+
+    name: str
+    """As `recipe.Role.source` names it."""
+    shape: tuple[int, ...]
+    kind: str
+    """Type of its values."""
+
+
+class MemoryFacts(_Record, frozen=True):
+    """What a reconstruction of the scan will need, and what there is."""
+
+    host_bytes: int
+    """For one batch of slices with an iterative method, and the volume."""
+    host_free: int
+    device_bytes: int
+    """0 where no GPU computes."""
+    device_free: int
+    disk_bytes: int
+    """Of the volume as a float32 TIFF."""
+    text: str
+    """Says which of them binds, for people."""
+
+
 class ScanFacts(_Record, frozen=True):
     """An opened scan."""
 
@@ -151,6 +174,15 @@ class ScanFacts(_Record, frozen=True):
     warnings: tuple[str, ...]
     methods: tuple[str, ...]
     """Methods of `ReconstructSettings` that suit this scan, quickest first; the first is the analytic one."""
+    recipe: Recipe
+    """How it was read, cut and is prepared: complete, with the steps and the rotation centre that were found."""
+    full_shape: tuple[int, ...]
+    """As `shape`, of the whole scan."""
+    guessed: tuple[str, ...] = ()
+    """Names of `recipe.Known` that the files do not say and were guessed."""
+    sources: tuple[SourceFact, ...] = ()
+    """Parts of the files that may be given a role."""
+    memory: MemoryFacts | None = None
 
 
 class ResultFacts(_Record, frozen=True):
@@ -194,8 +226,42 @@ class Open(_Message, frozen=True):
     """Read a scan. Answered by `Opened`."""
 
     path: str
-    centre_px: float | None = None
-    """Rotation centre; None takes the file's, or finds it."""
+    recipe: Recipe = Recipe()
+    """What is not told is taken from the files, or found."""
+
+
+class OpenReference(_Message, frozen=True):
+    """Read an image volume to compare with: DICOM, TIFF, NIfTI, NRRD, HDF5. Answered by `Loaded`."""
+
+    path: str
+    scan: str = ""
+    """The scan that it belongs to, whose slices it is shown with; empty for none."""
+
+
+class Look(_Message, frozen=True):
+    """Ask for a picture of what was measured, on its way to an image. Answered by `Seen`."""
+
+    path: str
+    recipe: Recipe
+    """As `Opened` told it, or with changes to try out."""
+    what: str
+    """CT: projection, sinogram, image (the analytic one). MRI: kspace (log magnitude), phase, sampling, image,
+    coil-magnitude, coil-phase, coil-eigenvalue, noise (correlation of the coils)."""
+    index: int = 0
+    """View of a projection, else slice; counted in the selected part."""
+    coil: int = 0
+    stage: int | None = None
+    """Number of preparation steps that are done, 0 for none; None for all."""
+
+
+class FindCentre(_Message, frozen=True):
+    """Estimate the rotation centre by several methods. Answered by `CentreFound`."""
+
+    path: str
+    recipe: Recipe
+    first_px: float | None = None
+    last_px: float | None = None
+    """Columns to look between, counted in the file; None looks around the middle."""
 
 
 class Reconstruct(_Message, frozen=True):
@@ -265,7 +331,21 @@ class Quit(_Message, frozen=True):
     """Save what is running and end."""
 
 
-Request = Hello | Open | Reconstruct | FineTune | ReadSlice | Export | Cancel | GetStatus | Forget | Quit
+Request = (
+    Hello
+    | Open
+    | OpenReference
+    | Look
+    | FindCentre
+    | Reconstruct
+    | FineTune
+    | ReadSlice
+    | Export
+    | Cancel
+    | GetStatus
+    | Forget
+    | Quit
+)
 
 
 # --- events ---------------------------------------------------------------------------------------
@@ -301,6 +381,70 @@ class Opened(_Message, frozen=True):
     """A scan is open."""
 
     facts: ScanFacts
+
+
+class Needed(_Message, frozen=True):
+    """A scan cannot be opened without more knowledge; `Failed` follows, with the same message."""
+
+    path: str
+    recipe: Recipe
+    """As it was asked for."""
+    missing: tuple[str, ...]
+    """Names of `recipe.Known`, or of its roles."""
+    sources: tuple[SourceFact, ...]
+    message: str
+
+
+class Loaded(_Message, frozen=True):
+    """A reference volume is there; its `method` is "reference"."""
+
+    facts: ResultFacts
+
+
+class Seen(_Message, frozen=True):
+    """Pixels of a picture `(row, column)` follow the header; NaN where there is nothing."""
+
+    path: str
+    what: str
+    index: int
+    coil: int
+    stage: int | None
+    caption: str
+    """What it shows, with its axes, as "view 12 (row, column), transmission"."""
+    count: int
+    """How many pictures of this kind there are: views or slices."""
+    low: float
+    high: float
+
+
+class CentreEstimate(_Record, frozen=True):
+    """The rotation centre after one method."""
+
+    method: str
+    centre_px: float
+    """Counted in the file, as `recipe.Known.centre_px`."""
+    confidence: float
+    """0 to 1; below 0.5 it should be checked."""
+    at_edge: bool
+    """Whether the best value lies at the edge of what was looked at."""
+    text: str
+    positions_px: tuple[float, ...] = ()
+    """Where the metric was computed."""
+    metric: tuple[float, ...] = ()
+    """Lower is better."""
+
+
+class CentreFound(_Message, frozen=True):
+    """The estimates of each method, and their vote."""
+
+    path: str
+    centre_px: float
+    confidence: float
+    text: str
+    estimates: tuple[CentreEstimate, ...]
+    tilt_deg: float | None = None
+    """Angle of the rotation axis to the detector's columns, as `recipe.Tilt` counts it; None where it is not known."""
+    tilt_error_deg: float = 0.0
 
 
 class Working(_Message, frozen=True):
@@ -414,6 +558,10 @@ Event = (
     Ready
     | Status
     | Opened
+    | Needed
+    | Loaded
+    | Seen
+    | CentreFound
     | Working
     | Started
     | Step

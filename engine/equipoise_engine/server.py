@@ -25,6 +25,7 @@ from equipoise_engine import __version__, jobs, protocol
 from equipoise_engine.ct import compile_kernels
 from equipoise_engine.device import choose_device, device_name, memory
 from equipoise_engine.errors import BadInput, EquipoiseError, NumericalTrouble, OutOfMemory, Unsupported
+from equipoise_engine.opening import OpenScans
 from equipoise_engine.progress import Cancelled, Progress
 from equipoise_engine.volume import Store
 
@@ -74,6 +75,7 @@ class Server:
         self._events = events
         self._writing = threading.Lock()
         self._store = Store()
+        self._looked = OpenScans()
         self._device = choose_device()
         self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._tasks: dict[int, _Task] = {}
@@ -179,7 +181,13 @@ class Server:
 
         match task.request:
             case protocol.Open():
-                jobs.open_scan(task.request, self._store, thinned, watch)
+                jobs.open_scan(task.request, self._store, thinned, watch, self._device)
+            case protocol.OpenReference():
+                jobs.open_reference(task.request, self._store, thinned, watch)
+            case protocol.Look():
+                jobs.look(task.request, self._looked, partial(self._send, task.job), watch)
+            case protocol.FindCentre():
+                jobs.find_centre(task.request, self._looked, thinned, watch)
             case protocol.Reconstruct():
                 jobs.reconstruct(task.request, self._store, thinned, watch, self._device)
             case protocol.FineTune():

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from equipoise_engine.acquisition import CtAcquisition
 from equipoise_engine.ct import TomographyPhysics
-from equipoise_engine.formats import Known
-from equipoise_engine.jobs import open_path
 from equipoise_engine.measured import Undersampling, measure
 from equipoise_engine.methods import BatchResult, run_measured, with_defaults
+from equipoise_engine.opening import open_scan
 from equipoise_engine.progress import unwatched
 from equipoise_engine.protocol import ReconstructSettings
+from equipoise_engine.recipe import Recipe
 from equipoise_engine.weights import read_checkpoint
 from equipoise_resources import weights_path
 
@@ -47,7 +47,7 @@ class Row:
 
 def compare(path: Path, views_every: int, models: list[Path], slices: int, strengths: list[float]) -> list[Row]:
     """Return the rows of the comparison over evenly spaced slices."""
-    scan = open_path(path, Known(), unwatched)
+    scan = open_scan(path, Recipe(), unwatched)
     assert isinstance(scan, CtAcquisition)
     device = torch.device("cpu")
     stride = max(1, scan.slices // slices)

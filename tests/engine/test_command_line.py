@@ -75,7 +75,11 @@ def called_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended
 
 def test_info_says_what_a_scan_is() -> None:
     ct = call("info", CT, "--json").answer
-    assert set(ct) == {"kind", "format", "shape", "state", "geometry", "matched", "warnings"}
+    fields = {"kind", "format", "shape", "state", "geometry", "matched", "warnings"}
+    assert set(ct) == fields | {"guessed", "sources", "steps", "recipe", "memory"}
+    assert ct["steps"] == ["flat-field", "dead-pixels", "log"]
+    assert ct["guessed"] == []
+    assert "free" in ct["memory"]
     assert (ct["kind"], ct["format"], ct["state"]) == ("ct", "NXtomo", "counts")
     assert ct["shape"] == [120, 8, 176]
     assert ct["geometry"]["pixel size"] == "0.05 mm"
@@ -317,7 +321,7 @@ def test_an_error_inside_is_status_1(
     def breaks(*arguments: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(command_line.jobs, "open_path", breaks)
+    monkeypatch.setattr(command_line, "open_scan", breaks)
     ended = called_here(capsys, "info", CT)
     assert (ended.status, ended.out) == (1, "")
     assert ended.err == "error: an error inside the program: ZeroDivisionError: division by zero\n"
@@ -333,11 +337,19 @@ def test_an_error_inside_is_status_1(
         (("--beam", "100:200"), "AXIS:DETECTOR:ELEMENT"),
         (("--beam", "100:200:x"), "'x' is not a number"),
         (("--beam", "100:200:1e9"), "would span a fan of 180 degrees"),
-        (("--angles", "0:180"), "tells its own angles"),
         (("--angles", "0"), "START:STOP"),
-        (("--angles=0:1e9",), "span more than 36000"),
-        (("--matrix", "64x64"), "tells its own matrix"),
-        (("--matrix", "4x4"), "must lie in 16 to 16384"),
+        (("--angles=0:1e9",), "known.angles.stop_deg: expected float <= 36000"),
+        (("--matrix", "64x64"), "the size of its images follows from its samples"),
+        (("--matrix", "4x4"), "known.matrix[0]: expected int >= 16"),
+        (("--rows", "5"), "A:B"),
+        (("--rows", "0:900"), "900"),
+        (("--bin", "0"), "selection.bin: expected int >= 1"),
+        (("--step", "blur"), "there is no step 'blur'"),
+        (("--step", "rings:size=1"), "size: expected int >= 3"),
+        (("--step", "rings:colour=red"), "unknown field colour"),
+        (("--step", "compress"), "compress"),
+        (("--role", "flats"), "ROLE=SOURCE"),
+        (("--recipe", "nowhere.json"), "nowhere.json"),
     ],
 )
 def test_what_a_file_cannot_be_told_is_refused(
@@ -371,6 +383,71 @@ def test_a_file_of_projections_is_reconstructed_as_a_cone_beam(
         assert image.shape == (12, 24, 24)
         assert image[5:7, 8:13, 11:16].mean() == pytest.approx(0.02, rel=0.1)
         assert abs(image[5:7, 18:21, 11:16].mean()) < 0.003
+
+
+# --- recipes, the rotation centre, other formats ----------------------------------------------------
+
+
+def test_a_recipe_does_the_same_as_the_values_it_was_saved_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.json"
+    told = ("--rows", "2:4", "--views", "0::2", "--bin", 2, "--step", "rings:method=normalisation,size=9")
+    told = (*told, "--step", "beam-hardening:coefficients=1+0.02", "--no-step", "dead-pixels")
+    saved = called_here(capsys, "info", CT, *told, "--save-recipe", file, "--json").answer
+    assert saved["steps"] == ["flat-field", "log", "beam-hardening", "rings"]
+    assert saved["shape"] == [60, 1, 88]
+    assert called_here(capsys, "info", CT, "--recipe", file, "--json").answer["recipe"] == saved["recipe"]
+    images = []
+    for name, options in (("one", told), ("two", ("--recipe", file))):
+        out = tmp_path / f"{name}.tif"
+        ended = called_here(capsys, "reconstruct", CT, *options, "--method", "fbp", "--out", out)
+        assert ended.status == 0, ended.err
+        images.append(tifffile.imread(out))
+    np.testing.assert_allclose(images[0], images[1], atol=1e-5)
+    plain = tmp_path / "plain.tif"
+    assert called_here(capsys, "reconstruct", CT, "--method", "fbp", "--out", plain).status == 0
+    assert tifffile.imread(plain).shape == (8, 176, 176)
+    file.write_text('{"selection": {"bin": 1000}}')
+    one_line(called_here(capsys, "info", CT, "--recipe", file), "mine.json", "selection.bin: expected int <= 64")
+
+
+def test_centre_says_what_each_method_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    found = called_here(capsys, "centre", CT, "--json").answer
+    assert found["centre_px"] == pytest.approx(83.3, abs=0.2)
+    assert found["confidence"] > 0.5
+    methods = {one["method"] for one in found["estimates"]}
+    assert {"opposite views", "double wedge", "sharpness"} <= methods
+    assert all(len(one["positions_px"]) == len(one["metric"]) for one in found["estimates"])
+    # counted in columns of the file, whatever part of it is taken
+    part = called_here(capsys, "centre", CT, "--columns", "10:170", "--bin", 2, "--between", "70:100", "--json").answer
+    assert part["centre_px"] == pytest.approx(83.3, abs=0.5)
+    one_line(called_here(capsys, "centre", CT, "--between", "0:9999"), "9999")
+    one_line(called_here(capsys, "centre", MRI), "no rotation axis")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "form"), [(CT, "o.nxs", "nxtomo"), (CT, "o.h5", "dataexchange"), (MRI, "o.h5", "ismrmrd")]
+)
+def test_convert_writes_what_reads_back_equal(
+    kind: Path, name: str, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / name
+    done = called_here(capsys, "convert", kind, out, "--json").answer
+    assert done["format"] == form
+    first = called_here(capsys, "info", kind, "--json").answer
+    second = called_here(capsys, "info", out, "--json").answer
+    for field in ("kind", "shape", "state", "steps"):
+        assert second[field] == first[field]
+    if form != "ismrmrd":
+        assert second["recipe"]["known"]["centre_px"] == pytest.approx(first["recipe"]["known"]["centre_px"], abs=1e-3)
+
+
+def test_convert_refuses_what_has_no_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_line(called_here(capsys, "convert", CT, tmp_path / "o.xyz"), "o.xyz", "--format")
+    one_line(called_here(capsys, "convert", CT, tmp_path / "o.h5", "--format", "ismrmrd"), "no format for CT")
+    one_line(called_here(capsys, "convert", CT, tmp_path / "none" / "o.h5"), "no such folder")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bench_gives_its_rows_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from equipoise_engine import jobs, protocol
 from equipoise_engine.acquisition import Acquisition, CtAcquisition, DataState, MriAcquisition, content_hash
 from equipoise_engine.errors import BadInput
+from equipoise_engine.facts import scan_facts
 from equipoise_engine.geometry import Cartesian, ParallelBeam
 from equipoise_engine.measured import Undersampling, measure
 from equipoise_engine.methods import methods_for, with_defaults
 from equipoise_engine.model import Architecture, EquilibriumModel
+from equipoise_engine.opening import open_scan
 from equipoise_engine.progress import Cancelled, Progress, unwatched
 from equipoise_engine.protocol import FineTuneSettings, ReconstructSettings
+from equipoise_engine.recipe import Recipe
 from equipoise_engine.volume import Iterates, Store, Volume
 from equipoise_engine.weights import Checkpoint, read_checkpoint, write_checkpoint
 from equipoise_resources import sample_path
@@ -517,8 +520,8 @@ def test_opening_says_whether_the_object_reaches_beyond_the_detector(
     scan: str, truncated: bool, request: pytest.FixtureRequest
 ) -> None:
     path = sample_path("ct") if scan == "sample" else request.getfixturevalue("shared_data") / scan
-    opened = jobs.open_path(path, None, unwatched)
+    opened = open_scan(path, Recipe(), unwatched)
     assert isinstance(opened, CtAcquisition)
     assert opened.geometry.truncated is truncated
-    told = dict(jobs.scan_facts("scan-1", opened).geometry)["object"]
+    told = dict(scan_facts("scan-1", opened, torch.device("cpu")).geometry)["object"]
     assert ("beyond" in told) is truncated

@@ -24,6 +24,7 @@ from equipoise_engine.partial_fourier import homodyne
 from equipoise_engine.phantoms import random_coil_maps, random_images, simulate_kspace
 from equipoise_engine.progress import Progress, unwatched
 from equipoise_engine.protocol import ReconstructSettings
+from equipoise_engine.recipe import CompressCoils, Prewhiten, Recipe
 
 CPU = torch.device("cpu")
 SIZE = 24
@@ -153,9 +154,6 @@ def test_defaults_depend_on_the_scan_and_the_subsets() -> None:
         ("radial", {"method": "grappa"}, r"'grappa' is not one for a non-Cartesian MRI scan"),
         ("mri", {"method": "homodyne"}, r"'homodyne' is not one for an MRI scan"),
         ("mri", {"method": "deq", "coil_maps": "espirit-2"}, r"one set of coil maps, not two"),
-        ("mri", {"method": "sense", "virtual_coils": 7}, r"7 virtual coils.* 0 to 6 "),
-        ("ct", {"method": "fbp", "virtual_coils": 1}, r"a CT scan has no coils to compress"),
-        ("ct", {"method": "fbp", "prewhiten": True}, r"no coils to whiten"),
         ("ct", {"method": "wavelet", "strength": -1.0}, r"strength -1\.0"),
     ],
 )
@@ -298,23 +296,31 @@ def test_directions_of_a_half_acquisition_do_not_repeat_after_half_a_turn(centre
 
 def test_fewer_coils_hold_nearly_all_and_whitening_makes_them_alike() -> None:
     scan = mri_scan()[0]
+
+    def with_coils(count: int) -> MriAcquisition:
+        return replace(scan, recipe=Recipe(steps=(CompressCoils(coils=count),)))
+
     full = reconstruct(scan, method="zerofilled").image
     for count, least in ((5, 0.995), (3, 0.95)):
-        fewer = reconstruct(scan, method="zerofilled", virtual_coils=count).image
+        fewer = reconstruct(with_coils(count), method="zerofilled").image
         assert least < float(fewer.norm() / full.norm()) <= 1.0
-    torch.testing.assert_close(reconstruct(scan, method="zerofilled", virtual_coils=6).image, full)
-    found = reconstruct(scan, method="sense", virtual_coils=4, accelerate=2).image
+    torch.testing.assert_close(reconstruct(with_coils(6), method="zerofilled").image, full)
+    assert "grappa" not in methods_for(with_coils(1))
+    with pytest.raises(BadInput, match=r"step 1 \(compress\): 7 virtual coils are outside 1 to 6"):
+        reconstruct(with_coils(7), method="zerofilled")
+    found = reconstruct(with_coils(4), method="sense", accelerate=2).image
     assert float((found - reconstruct(scan, method="sense", accelerate=2).image).norm() / found.norm()) < 0.1
     generator = np.random.default_rng(0)
     mixing = np.eye(6) + 0.5 * generator.normal(size=(6, 6))
-    some = replace(scan, kspace=np.concatenate([np.zeros_like(scan.kspace), scan.kspace]))
-    both = reconstruct(some, slice(0, 2), method="zerofilled", virtual_coils=5, prewhiten=True).image
+    steps = (Prewhiten(), CompressCoils(coils=5))
+    some = replace(scan, kspace=np.concatenate([np.zeros_like(scan.kspace), scan.kspace]), recipe=Recipe(steps=steps))
+    both = reconstruct(some, slice(0, 2), method="zerofilled").image
     assert not both[0].any()
     assert both[1].any()
     parts = generator.normal(size=(2, 6, 48, 48))
     noise = np.einsum("cd,dyx->cyx", mixing, parts[0] + 1j * parts[1])
-    loud = replace(scan, kspace=(1e-3 * noise)[None].astype(np.complex64))
-    kspace, _ = kspace_of(loud, slice(0, 1), Undersampling(), Modelling(prewhiten=True))
+    loud = replace(scan, kspace=(1e-3 * noise)[None].astype(np.complex64), recipe=Recipe(steps=(Prewhiten(),)))
+    kspace, _ = kspace_of(loud, slice(0, 1), Undersampling())
     covariance = np.cov(kspace[0].reshape(6, -1).numpy())
     np.testing.assert_allclose(covariance, np.eye(6), atol=0.2)
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise_engine import protocol
+from equipoise_engine.recipe import AngleRange, FlatField, Known, NegativeLog, Recipe, Rings, Role, Selection, Span
 
 GOLDEN = Path(__file__).parent / "golden"
 RECONSTRUCT = protocol.ReconstructSettings(
@@ -30,6 +31,16 @@ RECONSTRUCT = protocol.ReconstructSettings(
     slices=(3, 9),
 )
 FINE_TUNE = protocol.FineTuneSettings(steps=40, learning_rate=1e-4, batch=4, accelerate=4, seed=7)
+RECIPE = Recipe(
+    known=Known(
+        roles=(Role(role="darks", source="/exchange/data_dark#0:5"),),
+        angles=AngleRange(start_deg=0.0, stop_deg=180.0, inclusive=True),
+        centre_px=296.5,
+    ),
+    selection=Selection(rows=Span(first=1, last=2), bin=2),
+    steps=(FlatField(), NegativeLog(), Rings(method="fitting")),
+)
+SOURCES = (protocol.SourceFact(name="/exchange/data", shape=(181, 2, 640), kind="float32"),)
 SCAN = protocol.ScanFacts(
     scan="scan-1",
     path="/data/tooth.h5",
@@ -46,6 +57,13 @@ SCAN = protocol.ScanFacts(
     ),
     warnings=("no pixel size: lengths count pixels",),
     methods=("fbp", "cgls", "tv", "deq"),
+    recipe=RECIPE,
+    full_shape=(181, 4, 1280),
+    guessed=("state",),
+    sources=SOURCES,
+    memory=protocol.MemoryFacts(
+        host_bytes=2**28, host_free=2**33, device_bytes=0, device_free=0, disk_bytes=2**22, text="it fits"
+    ),
 )
 RESULT = protocol.ResultFacts(
     result="run-1",
@@ -65,10 +83,13 @@ RESULT = protocol.ResultFacts(
     high=1.75,
 )
 # The shape in the header of a message that carries pixels.
-SHAPES = {"Slice": (2, 3)}
+SHAPES = {"Slice": (2, 3), "Seen": (2, 3)}
 EXAMPLES: list[protocol.Request | protocol.Event] = [
     protocol.Hello(version=1),
-    protocol.Open(path="/data/tooth.h5", centre_px=296.5),
+    protocol.Open(path="/data/tooth.h5", recipe=RECIPE),
+    protocol.OpenReference(path="/data/series", scan="scan-1"),
+    protocol.Look(path="/data/tooth.h5", recipe=RECIPE, what="sinogram", index=1, stage=2),
+    protocol.FindCentre(path="/data/tooth.h5", recipe=RECIPE, first_px=280.0, last_px=310.0),
     protocol.Reconstruct(scan="scan-1", settings=RECONSTRUCT, preview_slice=4),
     protocol.FineTune(scans=("scan-1", "scan-2"), settings=FINE_TUNE, out="/work/tooth.safetensors"),
     protocol.ReadSlice(result="run-1", index=4, step=17),
@@ -80,6 +101,40 @@ EXAMPLES: list[protocol.Request | protocol.Event] = [
     protocol.Ready(version=1, package="0.1.0", device="CPU, 2 threads", python="3.11.7", torch="2.13.0+cpu", threads=2),
     protocol.Status(device="CPU", host_used=2**30, host_total=2**34, device_used=0, device_total=0, running=3),
     protocol.Opened(facts=SCAN),
+    protocol.Needed(
+        path="/data/scan.h5", recipe=Recipe(), missing=("angles",), sources=SOURCES, message="scan.h5 has no angles"
+    ),
+    protocol.Loaded(facts=RESULT),
+    protocol.Seen(
+        path="/data/tooth.h5",
+        what="sinogram",
+        index=1,
+        coil=0,
+        stage=2,
+        caption="row 1 (view, column), attenuation",
+        count=2,
+        low=0.0,
+        high=1.5,
+    ),
+    protocol.CentreFound(
+        path="/data/tooth.h5",
+        centre_px=296.0,
+        confidence=0.75,
+        text="rotation centre 296.0 px",
+        tilt_deg=0.25,
+        tilt_error_deg=0.125,
+        estimates=(
+            protocol.CentreEstimate(
+                method="opposite views",
+                centre_px=296.0,
+                confidence=0.75,
+                at_edge=False,
+                text="likeness 0.9",
+                positions_px=(295.0, 296.0, 297.0),
+                metric=(0.5, 0.25, 0.5),
+            ),
+        ),
+    ),
     protocol.Working(stage="read", done=3, total=181),
     protocol.Started(run="run-1", scan="scan-1", settings=RECONSTRUCT, preview_slice=4, total=120),
     protocol.Step(run="run-1", step=17, data_residual=0.5, fixed_point_residual=0.125),
@@ -294,8 +349,11 @@ def test_numbers_of_numpy_and_kinds_of_text_travel_as_plain_values() -> None:
     assert isinstance(read[1], protocol.Step)
     assert (read[1].run, read[1].step, read[1].data_residual) == ("r", 3, 0.5)
     assert math.isnan(read[1].fixed_point_residual)
-    opened = protocol.Open(path="p", centre_px=np.float64(0.5))
-    assert protocol.read_request(io.BytesIO(frame_of(opened))) == (7, protocol.Open(path="p", centre_px=0.5))
+    opened = protocol.Open(path="p", recipe=Recipe(known=Known(centre_px=np.float64(0.5))))
+    assert protocol.read_request(io.BytesIO(frame_of(opened))) == (
+        7,
+        protocol.Open(path="p", recipe=Recipe(known=Known(centre_px=0.5))),
+    )
     with pytest.raises(TypeError, match="object cannot be sent"):
         frame_of(protocol.Working(stage=object(), done=1, total=2))  # type: ignore[arg-type]
 
@@ -309,7 +367,15 @@ numbers = st.integers(-(2**62), 2**62)
 texts = st.text(max_size=40)
 floats = st.floats(width=64)
 requests = st.one_of(
-    st.builds(protocol.Open, path=texts, centre_px=st.none() | st.floats(allow_nan=False, allow_infinity=False)),
+    st.builds(
+        protocol.Open,
+        path=texts,
+        recipe=st.builds(
+            Recipe,
+            known=st.builds(Known, centre_px=st.none() | st.floats(allow_nan=False, allow_infinity=False)),
+            steps=st.none() | st.lists(st.sampled_from([FlatField(), NegativeLog(floor=0.01), Rings()])).map(tuple),
+        ),
+    ),
     st.builds(protocol.ReadSlice, result=texts, index=numbers, step=st.none() | numbers),
     st.builds(protocol.Cancel, job=numbers, keep=st.booleans()),
     st.builds(protocol.Forget, key=texts),

@@ -2,113 +2,88 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
-
-from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match
+from equipoise_engine.acquisition import Acquisition
 from equipoise_engine.errors import BadInput, Unsupported
-from equipoise_engine.formats.angles import repeated_views
-from equipoise_engine.formats.bart import is_bart, read_bart
+from equipoise_engine.formats.anyhdf5 import read_any_hdf5
+from equipoise_engine.formats.bart import is_bart, is_bart_folder, read_bart
+from equipoise_engine.formats.bruker import is_bruker, is_bruker_folder, read_bruker
 from equipoise_engine.formats.dataexchange import is_dataexchange, read_dataexchange
+from equipoise_engine.formats.dicom_ctpd import is_dicom_ctpd, read_dicom_ctpd
+from equipoise_engine.formats.edf import is_edf
 from equipoise_engine.formats.fastmri import is_fastmri, read_fastmri
-from equipoise_engine.formats.hdf5 import is_hdf5, open_file, read_text, try_find, walk
-from equipoise_engine.formats.matlab import is_matlab, read_matlab
+from equipoise_engine.formats.fits import is_fits
+from equipoise_engine.formats.folder import is_image_folder, read_images
+from equipoise_engine.formats.hdf5 import is_hdf5, open_file
+from equipoise_engine.formats.ismrmrd_file import is_ismrmrd, read_ismrmrd
+from equipoise_engine.formats.known import told
+from equipoise_engine.formats.mat_variables import is_matlab
+from equipoise_engine.formats.matlab import read_matlab
+from equipoise_engine.formats.mrc import is_mrc, read_mrc
+from equipoise_engine.formats.nikon import is_nikon, read_nikon
+from equipoise_engine.formats.numpyfile import is_numpy, read_numpy
 from equipoise_engine.formats.nxtomo import is_nxtomo, read_nxtomo
-from equipoise_engine.formats.sinogram import AngleRange, is_tiff, read_sinogram
+from equipoise_engine.formats.skyscan import is_skyscan, read_skyscan
+from equipoise_engine.formats.tiffstack import is_tiff
 from equipoise_engine.formats.twix import is_twix, read_twix
-from equipoise_engine.geometry import LARGEST_TILT_RAD, Cartesian, ConeBeam, FanBeam, ParallelBeam
+from equipoise_engine.formats.txrm import is_txrm, read_txrm
+from equipoise_engine.recipe import Known
 
 KINDS = (
-    "Data Exchange HDF5, NXtomo, MATLAB fan-beam structures and TIFF sinograms (CT), fastMRI-style HDF5, BART, Siemens"
-    " raw data and MATLAB k-space (MRI)"
+    "Data Exchange HDF5, NXtomo, MATLAB fan-beam structures and TIFF sinograms (CT), fastMRI-style HDF5, ISMRMRD,"
+    " BART, Siemens and Bruker raw data and MATLAB k-space (MRI)"
 )
 """The kinds of file that are read, for people."""
 
 
 @dataclass(frozen=True)
-class Beam:
-    """Lengths of a diverging beam.
-
-    Parameters
-    ----------
-    source_axis_mm, source_detector_mm
-        Distance from the source to the rotation axis and to the detector.
-    pixel_mm
-        Side of a detector element.
-    """
-
-    source_axis_mm: float
-    source_detector_mm: float
-    pixel_mm: float
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the user knows about a scan that its file may not say.
-
-    Parameters
-    ----------
-    centre_px
-        Detector column of the rotation axis.
-    angles
-        Range of the projection angles, for files that hold none.
-    matrix
-        Rows and columns of the image, for k-space along a trajectory.
-    beam
-        Lengths of a diverging beam, for files of projections that do not hold them: of one detector row a fan, of
-        several a cone whose source is level with their middle.
-    """
-
-    centre_px: float | None = None
-    angles: AngleRange | None = None
-    matrix: tuple[int, int] | None = None
-    beam: Beam | None = None
-
-
-@dataclass(frozen=True)
 class _Family:
-    """How files of a family are recognised and read, and what of `Known` they take beside centre and beam."""
+    """How files of a family are recognised and read, and folders that as a whole are one scan of it."""
 
     recognises: Callable[[Path], bool]
     read: Callable[[Path, Known], Acquisition]
-    takes: frozenset[str] = frozenset()
+    folder: Callable[[Path], bool] | None = None
 
 
 def _hdf5(path: Path, known: Known) -> Acquisition:
     file = open_file(path)
     try:
         if is_dataexchange(file, path):
-            return read_dataexchange(file, path, known.centre_px)
+            return read_dataexchange(file, path, known)
+        if is_ismrmrd(file, path):
+            return read_ismrmrd(file, path, known)
         if is_fastmri(file):
-            return read_fastmri(file, path)
+            return read_fastmri(file, path, known)
         if is_nxtomo(file, path):
-            return read_nxtomo(file, path, known.centre_px)
-        raise _other_hdf5(file, path)
-    except (OSError, RuntimeError, KeyError) as error:
+            return read_nxtomo(file, path, known)
+        return read_any_hdf5(file, path, known, KINDS)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, SystemError, MemoryError) as error:
         # Whatever a damaged file makes the library say that was not met with at a known place.
-        raise BadInput(f"{path.name}: the HDF5 file is damaged ({error})", "Copy or download it again.") from error
+        said = str(error).strip("'\"")
+        raise BadInput(f"{path.name}: the HDF5 file is damaged ({said})", "Copy or download it again.") from error
 
 
 # The first that recognises a file reads it: MATLAB 7.3 files are HDF5 as well.
 _FAMILIES = (
-    _Family(
-        is_matlab,
-        lambda path, known: read_matlab(path, known.centre_px, matrix=known.matrix),
-        frozenset({"matrix"}),
-    ),
+    _Family(is_matlab, read_matlab),
     _Family(is_hdf5, _hdf5),
-    _Family(is_bart, lambda path, known: read_bart(path)),
-    _Family(is_twix, lambda path, known: read_twix(path)),
-    _Family(
-        is_tiff,
-        lambda path, known: read_sinogram(path, known.centre_px, angles=known.angles),
-        frozenset({"angles"}),
-    ),
+    _Family(is_bart, read_bart, is_bart_folder),
+    _Family(is_bruker, read_bruker, is_bruker_folder),
+    _Family(is_twix, read_twix),
+    _Family(is_nikon, read_nikon),
+    _Family(is_skyscan, read_skyscan),
+    _Family(is_txrm, read_txrm),
+    _Family(is_mrc, read_mrc),
+    _Family(is_numpy, read_numpy),
+    _Family(is_dicom_ctpd, read_dicom_ctpd, is_dicom_ctpd),
+    _Family(is_edf, read_images),
+    _Family(is_fits, read_images),
+    # folders of images come last: those of the others may hold images as well
+    _Family(is_tiff, read_images, is_image_folder),
 )
 
 _OTHERS = (
@@ -122,72 +97,37 @@ _OTHERS = (
 )
 
 
-def read(path: Path, *, centre_px: float | None = None, known: Known | None = None) -> Acquisition:
-    """Return the scan in a file, or the only one in a folder, recognised by content and not by name.
+def read(path: Path, known: Known | None = None) -> Acquisition:
+    """Return the scan in a file or a folder, recognised by content and not by name.
 
     Values stay on disk until they are needed where the format allows; the file is neither locked nor written.
 
     Parameters
     ----------
-    centre_px
-        Detector column of the rotation axis, where it is known.
     known
-        What else is known; its centre is used where `centre_px` is None.
+        What the user knows beside what the files say.
 
     Raises
     ------
     BadInput
         The file is missing, empty, damaged, or its parts do not fit together.
+    Incomplete
+        It cannot be understood without something that `known` may tell.
     Unsupported
         It is a file of another kind, or compressed with a filter that is not installed.
     OutOfMemory
         One frame or one slice of it is larger than the free memory.
     """
-    path = Path(path)
-    known = known or Known()
-    if centre_px is not None:
-        known = replace(known, centre_px=centre_px)
-    if path.is_dir():
-        path = _only_scan(path)
-    _check_readable(path)
-    family = _family_of(path)
+    path, known = Path(path), known or Known()
+    family = next((f for f in _FAMILIES if f.folder is not None and path.is_dir() and f.folder(path)), None)
+    if family is None:
+        if path.is_dir():
+            path = _only_scan(path)
+        _check_readable(path)
+        family = _family_of(path)
     if family is None:
         raise _other_kind(path)
-    for name, given in (("angles", known.angles), ("matrix", known.matrix)):
-        if given is not None and name not in family.takes:
-            raise BadInput(f"{path.name}: a file of this kind tells its own {name}; others are not taken")
-    scan = family.read(path, known)
-    if known.matrix is not None and isinstance(scan.geometry, Cartesian | FanBeam):
-        raise BadInput(f"{path.name}: the size of its images follows from its samples; another one is not taken")
-    return scan if known.beam is None else _diverging(scan, known.beam)
-
-
-def _diverging(scan: Acquisition, beam: Beam) -> CtAcquisition:
-    """Return a scan with a fan or a cone in place of the parallel beam that its file was taken to have."""
-    if not isinstance(scan, CtAcquisition):
-        raise BadInput(f"{scan.path.name}: an MRI scan has no source and no detector", "Leave the distances out.")
-    lengths = (beam.source_axis_mm, beam.source_detector_mm, beam.pixel_mm)
-    rows, old = scan.shape[1], scan.geometry
-    if not isinstance(old, ParallelBeam):
-        raise BadInput(f"{scan.path.name}: the file tells the distances of its beam; others are not taken")
-    half_fan = math.atan(0.5 * scan.shape[2] * beam.pixel_mm / max(beam.source_detector_mm, 1e-9))
-    if half_fan > LARGEST_TILT_RAD:
-        raise BadInput(
-            f"{scan.path.name}: {scan.shape[2]} columns of {beam.pixel_mm:g} mm at {beam.source_detector_mm:g} mm would"
-            f" span a fan of {2 * math.degrees(half_fan):.0f} degrees",
-            "Check the side of a detector element, in mm.",
-        )
-    geometry: FanBeam | ConeBeam
-    if rows == 1:
-        geometry = FanBeam(old.angle_rad, *lengths, old.centre_px)
-    else:
-        geometry = ConeBeam(old.angle_rad, *lengths, beam.pixel_mm, (rows - 1) / 2, old.centre_px)
-    told = f"source to axis {lengths[0]:g} mm, to detector {lengths[1]:g} mm, element {lengths[2]:g} mm"
-    kind = "one detector row: a fan" if rows == 1 else f"{rows} detector rows: a cone"
-    # what was said about opposite views holds for parallel beams only
-    warnings = tuple(text for text in scan.warnings if text not in repeated_views(old.angle_rad))
-    match = Match("beam", "given by the user", (), f"{told}; {kind}")
-    return replace(scan, geometry=geometry, matched=(*scan.matched, match), warnings=warnings)
+    return told(family.read(path, known), known)
 
 
 def _family_of(path: Path) -> _Family | None:
@@ -235,22 +175,3 @@ def _other_kind(path: Path) -> Unsupported:
         kind = "a DICOM image"
     said = f"is {kind}" if kind else f"is of an unknown kind (it starts with {start[:8]!r})"
     return Unsupported(f"{path.name}: {said}, not a scan that can be read", f"Kinds that are read: {KINDS}.")
-
-
-def _other_hdf5(file: h5py.File, path: Path) -> Unsupported:
-    """Say what an HDF5 file is, as far as it tells."""
-    definitions: list[str] = []
-    names: list[str] = []
-    for where in walk(file, path):
-        if where.count("/") == 1:
-            names.append(where[1:])
-        item = try_find(file, where, path) if where.endswith("/definition") else None
-        if isinstance(item, h5py.Dataset) and item.size == 1:
-            definitions.append(read_text(item, path))
-    if definitions:
-        said = f"is a NeXus file of kind {', '.join(sorted(set(definitions)))}, not tomography"
-    elif isinstance(try_find(file, "dataset/xml", path), h5py.Dataset):
-        said = "is an ISMRMRD file"
-    else:
-        said = f"is an HDF5 file of an unknown kind (it holds {', '.join(names[:6]) or 'nothing'})"
-    return Unsupported(f"{path.name}: {said}", f"Kinds that are read: {KINDS}.")

@@ -1,4 +1,4 @@
-"""Reader for pairs of files of BART, the Berkeley Advanced Reconstruction Toolbox: Cartesian k-space.
+"""Reader for pairs of files of BART, the Berkeley Advanced Reconstruction Toolbox: k-space, with its trajectory.
 
 Source: M. Uecker et al. 2015, Berkeley Advanced Reconstruction Toolbox, Proc. ISMRM 23, 2486; the pair is a text header
 (.hdr) with up to 16 dimensions and complex single precision values (.cfl), the first dimension running fastest.
@@ -6,13 +6,14 @@ Source: M. Uecker et al. 2015, Berkeley Advanced Reconstruction Toolbox, Proc. I
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import Match, MriAcquisition
+from equipoise_engine.acquisition import Match, MriAcquisition, Source
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.kspace import (
@@ -23,11 +24,15 @@ from equipoise_engine.formats.kspace import (
     measured_positions,
     sampling_warnings,
 )
-from equipoise_engine.geometry import Cartesian
+from equipoise_engine.formats.roles import told_roles
+from equipoise_engine.geometry import Cartesian, NonCartesian
 from equipoise_engine.preprocess.kspace import to_image
+from equipoise_engine.recipe import Known
 
 START = b"# Dimensions"
 MAX_HEADER_BYTES = 1 << 16
+MAX_PAIRS = 200
+LARGEST_MATRIX = 16384
 READOUT, FIRST_PHASE, SECOND_PHASE, COIL, SLICE = 0, 1, 2, 3, 13
 _DIMENSIONS = (
     "readout",
@@ -58,21 +63,31 @@ def is_bart(path: Path) -> bool:
         return stream.read(len(START)) == START
 
 
-def read_bart(path: Path) -> MriAcquisition:
-    """Return the scan in a pair of files of which either is named; values are read when needed.
+def is_bart_folder(path: Path) -> bool:
+    """Whether a folder holds one pair of files with k-space, beside others with its trajectory or its noise."""
+    return len(_headers(path)) > 1 and _only_kspace(path) is not None
+
+
+def read_bart(path: Path, known: Known) -> MriAcquisition:
+    """Return the scan in a pair of files of which either, or the folder, is named; values are read when needed.
+
+    k-space [1, sample, readout, coil] lies along a trajectory [3, sample, readout] where a pair beside it holds one.
 
     Raises
     ------
     BadInput
         One of the pair is missing, they do not fit together, or the values are no k-space.
     Unsupported
-        The scan has dimensions other than readout, phase encoding, coil and slice.
+        The scan has dimensions other than readout, phase encoding, coil and slice, or its trajectory has three.
     OutOfMemory
         A three-dimensional scan does not fit into the memory.
     """
-    data, header = _pair(path)
-    size = _dimensions(header)
-    _check_size(data, header, size)
+    told = told_roles(known, path, ("kspace", "trajectory", "noise"))
+    if path.is_dir():
+        path = _only_kspace(path) or path
+    if told.get("kspace"):
+        path = _told(path.parent, told["kspace"])
+    data, header, size = _stored(path)
     for axis, count in enumerate(size):
         if count > 1 and axis not in (READOUT, FIRST_PHASE, SECOND_PHASE, COIL, SLICE):
             raise Unsupported(
@@ -85,8 +100,16 @@ def read_bart(path: Path) -> MriAcquisition:
         raise BadInput(
             f"{data.name}: three real values for each of {size[FIRST_PHASE]} x {size[SECOND_PHASE]} positions are a"
             " trajectory, not k-space",
-            "Open a file with Cartesian k-space.",
+            "Open the file with the k-space.",
         )
+    scan = _along(data, values, known, told.get("trajectory")) or _cartesian(data, values, size)
+    noise = None if not told.get("noise") else _noise(data, told["noise"], size[COIL])
+    if noise is not None:
+        scan = replace(scan, noise=noise, matched=(*scan.matched, Match("noise", told["noise"], noise.shape, "given")))
+    return replace(scan, sources=_sources(header))
+
+
+def _cartesian(data: Path, values: NDArray[np.complex64], size: tuple[int, ...]) -> MriAcquisition:
     matched = Match("k-space", data.name, _without_ones(size), _reading(size))
     plane_axes = [axis for axis in (READOUT, FIRST_PHASE, SECOND_PHASE) if size[axis] > 1]
     if len(plane_axes) == 3:
@@ -108,6 +131,120 @@ def read_bart(path: Path) -> MriAcquisition:
     check_memory(4 * _VALUE_BYTES * size[COIL] * size[down] * size[across], f"one slice of {data.name}")
     sampled = measured_positions(kspace, data)
     return _scan(data, kspace, sampled, matched)
+
+
+# --- along a trajectory -----------------------------------------------------------------------------
+
+
+def _along(data: Path, values: NDArray[np.complex64], known: Known, told: str | None) -> MriAcquisition | None:
+    """Return a scan along the trajectory that is told or lies beside it; None where there is none."""
+    size = values.shape
+    if told == "" or size[READOUT] != 1:
+        if told:
+            raise BadInput(f"{data.name}: k-space along a trajectory is [1, sample, readout, coil], not {size[:4]}")
+        return None
+    fitting = [_told(data.parent, told)] if told else _beside(data, (3, *size[1:3]))
+    if len(fitting) != 1:
+        return None
+    file, _, shape = _stored(fitting[0])
+    if shape[:3] != (3, *size[1:3]) or max(shape[3:]) > 1:
+        raise BadInput(
+            f"{file.name}: dimensions {_without_ones(shape)} are no trajectory of {data.name}, which has"
+            f" {_without_ones(size)}: [3, {size[1]}, {size[2]}] is needed"
+        )
+    check_memory(6 * _VALUE_BYTES * size[1] * size[2] * size[COIL], f"one slice of {data.name}")
+    stored = np.memmap(file, dtype="<c8", mode="r", shape=shape[:3], order="F")
+    positions = np.asarray(stored.real, dtype=np.float64)
+    if not np.isfinite(positions).all():
+        raise BadInput(f"{file.name}: the trajectory holds positions that are not finite", "Copy both files again.")
+    reach = float(np.abs(positions[:2]).max())
+    if np.abs(positions[2]).max() > 1e-3 * max(reach, 1e-12):
+        raise Unsupported(f"{file.name}: a three-dimensional trajectory; those in the plane kz = 0 are read")
+    if reach > LARGEST_MATRIX / 2:
+        raise BadInput(f"{file.name}: positions reach {reach:.4g} cycles per field of view; at most 8192 are read")
+    matrix = known.matrix or (max(2 * round(reach), 2),) * 2
+    # The first coordinate belongs to the first dimension of an image, which is x here.
+    points = np.ascontiguousarray(positions[1::-1].transpose(2, 1, 0))
+
+    def load(index: int) -> NDArray[np.complex64]:
+        plane = values[(0, slice(None), slice(None), slice(None), *(0,) * 9, index)]
+        laid = np.ascontiguousarray(plane.reshape(size[1], size[2], size[COIL]).transpose(2, 1, 0))
+        check_finite(laid, data, f"slice {index} (coil, readout, sample)")
+        return laid
+
+    kspace = Slices(load, (size[SLICE], size[COIL], size[2], size[1]))
+    load(0)
+    reason = f"beside it; cycles per field of view, up to {reach:.4g}" if not told else "given"
+    return MriAcquisition(
+        path=data,
+        format="BART",
+        kspace=kspace,
+        geometry=NonCartesian(trajectory=points, matrix=matrix, field_of_view_mm=(float(matrix[0]), float(matrix[1]))),
+        matched=(
+            Match("k-space", data.name, _without_ones(size), "[1, sample, readout, coil], as the trajectory"),
+            Match("trajectory", file.name, _without_ones(shape), reason),
+        ),
+        warnings=tuple(sampling_warnings(np.ones((1, 1), dtype=np.bool_), size[COIL])),
+    )
+
+
+def _noise(data: Path, source: str, coils: int) -> NDArray[np.complex64]:
+    """Return the noise `(coil, sample)` in a pair of files beside the scan."""
+    file, _, size = _stored(_told(data.parent, source))
+    if size[COIL] != coils:
+        raise BadInput(f"{file.name}: noise of {size[COIL]} coils, the k-space has {coils}")
+    check_memory(2 * file.stat().st_size, f"the noise in {file.name}")
+    values = np.moveaxis(np.memmap(file, dtype="<c8", mode="r", shape=size, order="F"), COIL, 0)
+    noise = np.ascontiguousarray(values).reshape(coils, -1)
+    check_finite(noise, file, "noise (coil, sample)")
+    return np.asarray(noise, dtype=np.complex64)
+
+
+def _told(folder: Path, source: str) -> Path:
+    """Return the file of a source that is told, which must lie in the folder of the scan."""
+    path = folder / source
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BadInput(f"{source}: lies outside the folder of the scan", "Copy it beside the scan.")
+    return path
+
+
+def _stored(path: Path) -> tuple[Path, Path, tuple[int, ...]]:
+    """Return the files of values and of dimensions, and the 16 sizes, which fit the values."""
+    data, header = _pair(path if path.suffix.lower() in (".cfl", ".hdr") else path.with_name(f"{path.name}.cfl"))
+    size = _dimensions(header)
+    _check_size(data, header, size)
+    return data, header, size
+
+
+def _headers(folder: Path) -> list[tuple[Path, tuple[int, ...]]]:
+    """Return the pairs of files in a folder that can be read, by their headers, with their sizes."""
+    found = []
+    try:
+        headers = sorted(folder.glob("*.hdr"))[:MAX_PAIRS]
+    except OSError:
+        return []
+    for header in headers:
+        if header.with_suffix(".cfl").is_file():
+            try:
+                found.append((header, _dimensions(header)))
+            except (BadInput, OSError):
+                continue
+    return found
+
+
+def _only_kspace(folder: Path) -> Path | None:
+    """Return the only pair of a folder that is neither a trajectory nor named as noise."""
+    found = [h for h, size in _headers(folder) if size[READOUT] != 3 and "noise" not in h.stem.lower()]
+    return found[0] if len(found) == 1 else None
+
+
+def _beside(data: Path, shape: tuple[int, ...]) -> list[Path]:
+    """Return the pairs in the folder of a scan that have the shape of its trajectory."""
+    return [header for header, size in _headers(data.parent) if size[:3] == shape and max(size[3:]) == 1]
+
+
+def _sources(header: Path) -> tuple[Source, ...]:
+    return tuple(Source(h.stem + ".cfl", _without_ones(size), "complex64") for h, size in _headers(header.parent))
 
 
 class _Transformed:

@@ -1,33 +1,52 @@
 """Reader for Data Exchange HDF5 files of parallel-beam tomography.
 
 Source: De Carlo et al. 2014, Scientific data exchange: a schema for HDF5-based storage of raw and analyzed
-data, doi:10.1107/S160057751401604X.
+data, doi:10.1107/S160057751401604X; the order of axes, https://github.com/data-exchange/dxfile.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from equipoise_engine.acquisition import CtAcquisition, DataState, Match
+from equipoise_engine.acquisition import CtAcquisition, Match
 from equipoise_engine.errors import BadInput
-from equipoise_engine.formats.angles import repeated_views, to_radians
-from equipoise_engine.formats.hdf5 import Stored, attribute, check_dataset, check_memory, find
-from equipoise_engine.formats.state import state_without_flats
+from equipoise_engine.formats.hdf5 import attribute, check_dataset, check_memory, find, numeric_sources, try_find
+from equipoise_engine.formats.hdf5_ct import Numbers, Part, Parts, scan_of_parts, told_parts, values_of
+from equipoise_engine.formats.roles import parsed, told_roles
+from equipoise_engine.formats.stack import ROLES
 from equipoise_engine.geometry import ParallelBeam
+from equipoise_engine.recipe import Known
+
+PIXEL = "measurement/instrument/detector/actual_pixel_size_x"
+"""Side of a detector element as seen at the object; the format means metres where it gives no unit."""
+MONITOR = "exchange/monitor"
+"""Intensity of the beam in each view: an addition of ours, as the format has no place for it."""
+LARGEST_PIXEL_MM = 10.0
+_MILLIMETRES = {"": 1e3, "m": 1e3, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6}
+_DATA = re.compile(r"data_?(\d*)$")
+_SINOGRAMS = re.compile(r"y\s*:\s*theta\w*\s*:\s*x$")
 
 
 def is_dataexchange(file: h5py.File, path: Path) -> bool:
-    """Whether a file has the group `exchange` with a link called `data`."""
+    """Whether a file has the group `exchange` with a link called `data`, or `data` and a number."""
+    return bool(_datasets(file, path))
+
+
+def _datasets(file: h5py.File, path: Path) -> list[str]:
+    """Return the names in `exchange` that may be projections, the usual one first."""
     if "exchange" not in set(file):
-        return False
+        return []
     exchange = find(file, "exchange", path)
-    return isinstance(exchange, h5py.Group) and "data" in set(exchange)
+    names = [str(name) for name in exchange] if isinstance(exchange, h5py.Group) else []
+    numbered = {name: found.group(1) for name in names if (found := _DATA.match(name))}
+    return sorted(numbered, key=lambda name: int(numbered[name] or -1))
 
 
-def read_dataexchange(file: h5py.File, path: Path, centre_px: float | None) -> CtAcquisition:
+def read_dataexchange(file: h5py.File, path: Path, known: Known) -> CtAcquisition:
     """Return the scan in an open Data Exchange file; values are read when needed.
 
     Raises
@@ -35,64 +54,64 @@ def read_dataexchange(file: h5py.File, path: Path, centre_px: float | None) -> C
     BadInput
         Projections, frames or angles are missing, damaged, or do not fit together.
     """
-    found = find(file, "exchange/data", path)
+    usual, *others = _datasets(file, path)
+    name = parsed(told_roles(known, path, ROLES).get("projections", ""))[0] or f"exchange/{usual}"
+    found = find(file, name, path)
     if found is None:
-        raise BadInput(f"{path.name}: exchange/data is missing")
+        raise BadInput(f"{path.name}: {name} is missing")
     data = check_dataset(found, path, kinds="iuf", axes=(3,))
-    views, rows, columns = (int(n) for n in data.shape)
+    sinograms = bool(_SINOGRAMS.match(attribute(data, "axes").lower()))
+    views, columns = int(data.shape[1 if sinograms else 0]), int(data.shape[2])
     check_memory(views * columns * 16, f"one slice of {path.name} ({views} views of {columns} columns)")
-    matched = [Match("projections", "exchange/data", (views, rows, columns), "the dataset that Data Exchange names")]
-    warnings: list[str] = []
-
-    frames: dict[str, Stored | None] = {}
-    for role, name in (("flats", "data_white"), ("darks", "data_dark")):
-        item = find(file, f"exchange/{name}", path)
-        if item is None:
-            frames[role] = None
-            continue
-        stored = check_dataset(item, path, kinds="iuf", axes=(2, 3))
-        if tuple(stored.shape[-2:]) != (rows, columns):
-            raise BadInput(
-                f"{path.name}: exchange/{name} has frames of {tuple(stored.shape[-2:])} pixels,"
-                f" the projections {(rows, columns)}",
-                "Flats and darks must come from the same detector region as the projections.",
-            )
-        frames[role] = Stored(stored, path, add_axis=0 if stored.ndim == 2 else None)
-        reason = "open-beam frames" if role == "flats" else "frames without beam"
-        matched.append(Match(role, f"exchange/{name}", tuple(int(n) for n in stored.shape), reason))
-
-    theta = find(file, "exchange/theta", path)
-    if theta is None:
-        angle_rad = np.linspace(0.0, np.pi, views, endpoint=False, dtype=np.float64)
-        warnings.append(
-            f"The file gives no angles (exchange/theta); {views} even steps over 180 degrees were taken,"
-            " as the format says."
-        )
-    else:
-        angles = check_dataset(theta, path, kinds="iuf", axes=(1,))
-        values = np.asarray(Stored(angles, path)[...], dtype=np.float64)
-        angle_rad, reading, notes = to_radians(values, attribute(angles, "units"), where=f"{path.name}: exchange/theta")
-        warnings.extend(notes)
-        matched.append(Match("angles", "exchange/theta", (values.size,), reading))
-    warnings.extend(repeated_views(angle_rad))
-
-    projections = Stored(data, path)
-    if frames["flats"] is not None:
-        state = DataState.COUNTS
-        if frames["darks"] is None:
-            warnings.append("The file has no dark frames; zero was taken.")
-    else:
-        hint = f"{attribute(data, 'description')} {attribute(data, 'units')}"
-        state, note = state_without_flats(projections, hint, where=f"{path.name}: exchange/data")
-        warnings.append(note)
-    return CtAcquisition(
-        path=path,
-        format="Data Exchange HDF5",
-        state=state,
-        projections=projections,
-        geometry=ParallelBeam(angle_rad=angle_rad, centre_px=centre_px),
+    why = "the dataset that Data Exchange names" + (", stored as sinograms (axes y:theta:x)" if sinograms else "")
+    frames: dict[str, Part | None] = {}
+    for role, part, reason in (
+        ("flats", "exchange/data_white", "open-beam frames"),
+        ("darks", "exchange/data_dark", "frames without beam"),
+    ):
+        item = find(file, part, path)
+        frames[role] = None
+        if item is not None:
+            stored = check_dataset(item, path, kinds="iuf", axes=(2, 3))
+            turned = stored.ndim == 3 and bool(_SINOGRAMS.match(attribute(stored, "axes").lower()))
+            frames[role] = Part(part, stored, reason, sinograms=turned)
+    theta = find(file, "exchange/theta", path) if known.angles is None else None
+    angles = None
+    if theta is not None:
+        check_dataset(theta, path, kinds="iuf", axes=(1,))
+        angles = Numbers("exchange/theta", values_of(theta, path), attribute(theta, "units"))
+    monitor = try_find(file, MONITOR, path)
+    beam, matched, warnings = _beam(file, path)
+    if others and not known.roles:
+        warnings += (f"The file also holds {', '.join(others[:5])}; {usual} was taken.",)
+    parts = Parts(
+        projections=Part(name, data, why, sinograms=sinograms),
         flats=frames["flats"],
         darks=frames["darks"],
-        matched=tuple(matched),
-        warnings=tuple(warnings),
+        angles=angles,
+        monitor=None if monitor is None else Numbers(MONITOR, values_of(monitor, path), relative=True),
     )
+    return scan_of_parts(
+        path,
+        "Data Exchange HDF5",
+        told_parts(file, path, parts, known),
+        known,
+        sources=numeric_sources(file, path),
+        warnings=warnings,
+        matched=matched,
+        geometry=beam,
+    )
+
+
+def _beam(file: h5py.File, path: Path) -> tuple[ParallelBeam, tuple[Match, ...], tuple[str, ...]]:
+    """Return the beam, its angles still to come, where its pixels come from, and warnings."""
+    nothing = np.zeros(1)
+    item = try_find(file, PIXEL, path)
+    if not isinstance(item, h5py.Dataset) or item.size != 1 or item.dtype.kind not in "iuf":
+        return ParallelBeam(nothing), (), ()
+    value, units = float(np.asarray(item[()]).reshape(-1)[0]), attribute(item, "units")
+    pixel_mm = value * _MILLIMETRES.get(units.lower(), np.nan)
+    said = f"{value:g} {units or 'without units'}"
+    if not 0 < pixel_mm <= LARGEST_PIXEL_MM:
+        return ParallelBeam(nothing), (), (f"{PIXEL} is {said}; it was not used, and lengths count pixels.",)
+    return ParallelBeam(nothing, pixel_mm=pixel_mm, calibrated=True), (Match("pixel size", PIXEL, (), said),), ()

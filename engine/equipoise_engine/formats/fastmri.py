@@ -5,7 +5,6 @@ Source: Zbontar et al. 2018, fastMRI: an open dataset and benchmarks for acceler
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from equipoise_engine.acquisition import Match, MriAcquisition, Samples
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.hdf5 import Stored, check_dataset, check_memory, find, read_text, text_of
 from equipoise_engine.formats.kspace import Slices, measured_positions, sampling_warnings
+from equipoise_engine.formats.mrd_header import encoded_space, header_root, limits_of
+from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.geometry import Cartesian
 from equipoise_engine.preprocess.kspace import embedded, without_oversampling
-
-MAX_HEADER_BYTES = 4 << 20
+from equipoise_engine.recipe import Known
 
 
 def is_fastmri(file: h5py.File) -> bool:
@@ -28,7 +28,7 @@ def is_fastmri(file: h5py.File) -> bool:
     return "kspace" in set(file)
 
 
-def read_fastmri(file: h5py.File, path: Path) -> MriAcquisition:
+def read_fastmri(file: h5py.File, path: Path, known: Known) -> MriAcquisition:
     """Return the scan in an open fastMRI-style file; k-space is read slice by slice when needed.
 
     Raises
@@ -36,6 +36,7 @@ def read_fastmri(file: h5py.File, path: Path) -> MriAcquisition:
     BadInput
         k-space or mask is damaged, holds no measured value, or they do not fit together.
     """
+    told_roles(known, path, ())
     found = find(file, "kspace", path)
     if found is None:
         raise BadInput(f"{path.name}: kspace is missing")
@@ -70,7 +71,7 @@ def read_fastmri(file: h5py.File, path: Path) -> MriAcquisition:
     if not sampled.any():
         raise BadInput(f"{path.name}: no k-space position was measured: all values are zero")
     warnings += sampling_warnings(sampled, coils)
-    header = _header(file, path, (rows, columns))
+    header = _header(file, path, (rows, columns), known.keep_oversampling)
     laid: Samples = kspace
     if header is not None:
         matched.append(header.match)
@@ -201,7 +202,7 @@ def _mask(file: h5py.File, path: Path, plane: tuple[int, int]) -> tuple[h5py.Dat
     )
 
 
-def _header(file: h5py.File, path: Path, plane: tuple[int, int]) -> _Header | None:
+def _header(file: h5py.File, path: Path, plane: tuple[int, int], keep_oversampling: bool) -> _Header | None:
     """Return what the header says, or None where there is none that does."""
     item = find(file, "ismrmrd_header", path)
     if isinstance(item, h5py.Dataset) and item.size == 1:
@@ -210,14 +211,9 @@ def _header(file: h5py.File, path: Path, plane: tuple[int, int]) -> _Header | No
         text = text_of(file.attrs["ismrmrd_header"])
     else:
         return None
-    if len(text) > MAX_HEADER_BYTES or "<!DOCTYPE" in text:
-        return None
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError:
-        return None
-    space = _space(root, "encodedSpace")
-    if space is None:
+    root = header_root(text)
+    space = None if root is None else encoded_space(root, "encodedSpace")
+    if root is None or space is None:
         return None
     extent, matrix = space
     # The readout, x in the header, lies along ky in fastMRI files, unless the matrix fits only the other way.
@@ -230,13 +226,13 @@ def _header(file: h5py.File, path: Path, plane: tuple[int, int]) -> _Header | No
         encoded = plane
     centre = [plane[0] // 2, plane[1] // 2]
     if encoded != plane:
-        first = root.findtext(".//{*}encoding/{*}encodingLimits/{*}kspace_encoding_step_1/{*}center", "")
-        centre[1 - readout] = int(first) if first.isdigit() else centre[1 - readout]
+        limits = limits_of(root, "kspace_encoding_step_1")
+        centre[1 - readout] = limits[2] if limits is not None else centre[1 - readout]
         if not 0 <= centre[1 - readout] < plane[1 - readout]:
             encoded, centre = plane, [plane[0] // 2, plane[1] // 2]
     pixels = encoded[readout]
-    kept = _space(root, "reconSpace")
-    if kept is not None and 0 < kept[0][0] < 0.95 * extent[0]:
+    kept = encoded_space(root, "reconSpace")
+    if kept is not None and not keep_oversampling and 0 < kept[0][0] < 0.95 * extent[0]:
         pixels = max(1, round(pixels * kept[0][0] / extent[0]))
         field[readout] = kept[0][0]
     thick = extent[2] / max(matrix[2], 1) if np.isfinite(extent[2]) and extent[2] > 0 else 1.0
@@ -252,16 +248,3 @@ def _header(file: h5py.File, path: Path, plane: tuple[int, int]) -> _Header | No
         slice_mm=thick,
         match=match,
     )
-
-
-def _space(root: ElementTree.Element, name: str) -> tuple[list[float], list[int]] | None:
-    """Return extent (mm) and matrix along x, y, z of the encoded or the reconstructed space, None without them."""
-    space = root.find(f".//{{*}}encoding/{{*}}{name}")
-    if space is None:
-        return None
-    try:
-        extent = [float(space.findtext(f"{{*}}fieldOfView_mm/{{*}}{axis}", "nan")) for axis in "xyz"]
-        matrix = [int(space.findtext(f"{{*}}matrixSize/{{*}}{axis}", "0")) for axis in "xyz"]
-    except ValueError:
-        return None
-    return (extent, matrix) if all(np.isfinite(extent[:2])) and min(extent[:2]) > 0 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,12 +13,20 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from equipoise_engine.acquisition import Source
 from equipoise_engine.errors import BadInput, OutOfMemory, Unsupported
 from equipoise_engine.formats.indexing import full_key
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
+HEAP_WINDOW = 1 << 24
+"""Bytes at the beginning and at the end of a file in which collections of texts are checked."""
+_COLLECTION = b"GCOL\x01\0\0\0"
 MAX_LINKS = 50_000
 MAX_LINK_CHAIN = 16
+MAX_SOURCES = 200
+"""Datasets that are listed for a choice."""
+MAX_LOOKED_AT = 20_000
+"""Links that are looked at to list them."""
 
 # Sources of virtual datasets are opened by the HDF5 library itself, which takes its locking from here.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
@@ -44,6 +53,7 @@ def open_file(path: Path) -> h5py.File:
     BadInput
         It is cut short or damaged.
     """
+    _check_heaps(path)
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
@@ -58,6 +68,42 @@ def open_file(path: Path) -> h5py.File:
             f"{path.name}: the HDF5 file of {size} bytes is damaged ({reason})",
             "Copy or download the file again.",
         ) from error
+
+
+def _check_heaps(path: Path) -> None:
+    """Check the collections that texts are kept in: the library never returns from one with an object of no size.
+
+    Source: HDF5 File Format Specification, III.E. Disk Format: Level 1E - Global Heap.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        for start in sorted({0, max(size - HEAP_WINDOW, 0)}):
+            stream.seek(start)
+            block = stream.read(HEAP_WINDOW)
+            at = block.find(_COLLECTION)
+            while at >= 0:
+                if _endless(block, at):
+                    raise BadInput(
+                        f"{path.name}: the HDF5 file is damaged (an object of no size in the heap at {start + at})",
+                        "Copy or download the file again.",
+                    )
+                at = block.find(_COLLECTION, at + len(_COLLECTION))
+
+
+def _endless(block: bytes, at: int) -> bool:
+    """Whether the objects of a collection lead to one of number 0 and size 0, which does not lead on."""
+    if at + 16 > len(block):
+        return False
+    end = min(at + int.from_bytes(block[at + 8 : at + 16], "little"), len(block))
+    at += 16
+    while at + 16 <= end:
+        number, _, _, length = struct.unpack_from("<HHIQ", block, at)
+        # the remaining free space has number 0, and its size includes this header
+        step = length if number == 0 else 16 + -(-length // 8) * 8
+        if step == 0:
+            return True
+        at += step
+    return False
 
 
 def text_of(value: Any) -> str:
@@ -221,6 +267,65 @@ def try_find(root: h5py.File | h5py.Group, name: str, path: Path) -> h5py.Datase
         return None
 
 
+def numeric_sources(file: h5py.File, path: Path) -> tuple[Source, ...]:
+    """Return the datasets of numbers in a file, each once, by the first of its names; at most `MAX_SOURCES`.
+
+    Links to other files are followed where these exist, also into the groups that they lead to. Of too many datasets
+    those with the most axes and values are listed.
+
+    Raises
+    ------
+    BadInput
+        A group of the file is damaged.
+    """
+    found: dict[tuple[str, str], Source] = {}
+    budget = MAX_LOOKED_AT
+    for where in walk(file, path):
+        budget -= 1
+        item = try_find(file, where, path) if budget >= 0 else None
+        if isinstance(item, h5py.Dataset):
+            _note(found, where, item)
+        elif isinstance(item, h5py.Group) and item.file.filename != file.filename:
+            inner = _below(item, budget)
+            budget -= len(inner)
+            for name in inner:
+                below = try_find(item, name, path)
+                if isinstance(below, h5py.Dataset):
+                    _note(found, f"{where}/{name}", below)
+    sources = list(found.values())
+    if len(sources) > MAX_SOURCES:
+        ranked = sorted(sources, key=lambda s: (len(s.shape), np.prod(s.shape, dtype=np.float64)), reverse=True)
+        kept = {source.name for source in ranked[:MAX_SOURCES]}
+        sources = [source for source in sources if source.name in kept]
+    return tuple(sources)
+
+
+def _below(group: h5py.Group, limit: int) -> list[str]:
+    """Return the names of what a group in another file holds, at most `limit`; none where it is damaged."""
+    names: list[str] = []
+
+    def note(name: str) -> bool | None:
+        names.append(name)
+        return True if len(names) >= limit else None
+
+    try:
+        group.visit(note)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError):
+        return []
+    return names
+
+
+def _note(found: dict[tuple[str, str], Source], name: str, item: h5py.Dataset) -> None:
+    """Add a dataset of several real or complex numbers to those found."""
+    try:
+        shape, kind = item.shape, item.dtype
+    except (OSError, RuntimeError, TypeError, ValueError):
+        return
+    if shape and kind.kind in "iufcb" and np.prod(shape, dtype=np.float64) > 1:
+        key = (str(item.file.filename), str(h5py.h5o.get_info(item.id).addr))
+        found.setdefault(key, Source(name, tuple(int(n) for n in shape), str(kind)))
+
+
 # --- datasets as samples ----------------------------------------------------------------------------
 
 
@@ -307,9 +412,10 @@ class Stored:
         return values
 
     def _read(self, first: Any, rest: tuple[Any, ...]) -> Any:
-        if self._frames is None:
+        several = np.ndim(first) > 0 or (isinstance(first, slice) and (first.step or 1) < 0)
+        if self._frames is None and not several:
             return self._dataset[(first, *rest)]
-        chosen = self._frames[first]
+        chosen = np.arange(self._shape[0])[first] if self._frames is None else self._frames[first]
         if np.ndim(chosen) == 0:
             return self._dataset[(int(chosen), *rest)]
         if chosen.size == 0:

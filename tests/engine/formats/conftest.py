@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +98,56 @@ def fastmri(tmp_path: Path) -> Maker:
         return path
 
     return make
+
+
+class Attempts:
+    """A process that tries to read files; a new one is started where a file crashes it or takes too long."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def read(self, kind: str, path: Path, seconds: float = 20.0) -> dict[str, Any]:
+        """Return how it went: its kind is "read", the name of an error of ours, "escaped", "crashed" or "hung"."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        process.stdin.write(f"{kind}\t{path}\n")
+        process.stdin.flush()
+        line = self._line(process, seconds)
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        hung = process.poll() is None and line is None
+        self.close()
+        return {"kind": "hung" if hung else "crashed", "said": f"exit status {process.returncode}", "seconds": seconds}
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        script = Path(__file__).with_name("attempt.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._line(self._process, 120) == "ready\n"
+        return self._process
+
+    @staticmethod
+    def _line(process: subprocess.Popen[str], seconds: float) -> str | None:
+        """Return the next line, empty at the end, None where there is none in time."""
+        found: list[str] = []
+        assert process.stdout is not None
+        reader = threading.Thread(target=lambda: found.append(process.stdout.readline()), daemon=True)
+        reader.start()
+        reader.join(seconds)
+        return found[0] if found else None
+
+
+@pytest.fixture(scope="session")
+def attempts() -> Iterator[Attempts]:
+    """Read files in a process of their own."""
+    made = Attempts()
+    yield made
+    made.close()

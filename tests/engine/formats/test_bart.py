@@ -11,8 +11,9 @@ import pytest
 from equipoise_engine.acquisition import MriAcquisition
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats import read
-from equipoise_engine.geometry import Cartesian
+from equipoise_engine.geometry import Cartesian, NonCartesian
 from equipoise_engine.mri import centred_ifft
+from equipoise_engine.recipe import Known, Role
 
 
 def _noise(*shape: int) -> np.ndarray:
@@ -101,6 +102,59 @@ def test_other_dimensions_are_named(tmp_path: Path) -> None:
 def test_a_trajectory_is_no_kspace(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="are a trajectory, not k-space"):
         read(_write(tmp_path, _noise(3, 16, 9).real + 0j))
+
+
+def _spokes(readouts: int, samples: int) -> np.ndarray:
+    """Return positions `(3, sample, readout)` in cycles per field of view, as bart traj -r makes them."""
+    angle = np.arange(readouts) * np.pi / readouts
+    radius = np.arange(samples) - samples / 2
+    plane = np.stack([np.cos(angle), np.sin(angle), 0 * angle])
+    return radius[None, :, None] * plane[:, None]
+
+
+def test_a_trajectory_beside_it_is_followed(tmp_path: Path) -> None:
+    values, positions = _noise(1, 32, 9, 3), _spokes(9, 32)
+    path = _write(tmp_path, values, "ksp")
+    _write(tmp_path, positions + 0j, "traj")
+    for named in (path, tmp_path):  # the folder, too
+        scan = read(named)
+        assert isinstance(scan, MriAcquisition)
+        geometry = scan.geometry
+        assert isinstance(geometry, NonCartesian)
+        assert (scan.path, scan.shape, geometry.matrix) == (path, (1, 3, 9, 32), (32, 32))
+        assert np.array_equal(scan.kspace[0], values[0].transpose(2, 1, 0))
+        # (ky, kx): the first coordinate runs along x
+        assert np.allclose(geometry.trajectory, positions[1::-1].transpose(2, 1, 0), atol=1e-5)
+    assert {source.name for source in scan.sources} == {"ksp.cfl", "traj.cfl"}
+    finer = read(path, Known(matrix=(64, 48))).geometry
+    assert isinstance(finer, NonCartesian)
+    assert finer.matrix == (64, 48)
+    assert isinstance(read(path, Known(roles=(Role("trajectory", ""),))).geometry, Cartesian)
+
+
+def test_trajectory_and_noise_may_be_told(tmp_path: Path) -> None:
+    path = _write(tmp_path, _noise(1, 32, 9, 3), "ksp")
+    for name in ("one", "two"):
+        _write(tmp_path, _spokes(9, 32) + 0j, name)
+    noise = _noise(50, 1, 1, 3)
+    _write(tmp_path, noise, "quiet")
+    assert isinstance(read(path).geometry, Cartesian)  # which of the two is not known
+    scan = read(path, Known(roles=(Role("trajectory", "two"), Role("noise", "quiet.cfl"))))
+    assert isinstance(scan, MriAcquisition)
+    assert isinstance(scan.geometry, NonCartesian)
+    assert scan.noise is not None
+    assert np.array_equal(scan.noise, noise[:, 0, 0].T)
+    with pytest.raises(BadInput, match=r"kept in none\.cfl, which is missing"):
+        read(path, Known(roles=(Role("trajectory", "none"),)))
+    with pytest.raises(BadInput, match="are no trajectory of"):
+        read(path, Known(roles=(Role("trajectory", "quiet"),)))
+
+
+def test_three_dimensional_trajectories_are_named(tmp_path: Path) -> None:
+    path = _write(tmp_path, _noise(1, 32, 9, 3), "ksp")
+    _write(tmp_path, _noise(3, 32, 9).real + 0j, "traj")
+    with pytest.raises(Unsupported, match="three-dimensional trajectory"):
+        read(path)
 
 
 @pytest.mark.parametrize("lost", [".cfl", ".hdr"])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from equipoise_engine.acquisition import CtAcquisition, DataState
-from equipoise_engine.errors import BadInput
+from equipoise_engine.errors import BadInput, Incomplete
 from equipoise_engine.formats import read
+from equipoise_engine.recipe import AngleRange, Known, Role
 
 Maker = Callable[..., Path]
 
@@ -62,7 +64,7 @@ def test_missing_angles_are_spread_over_half_a_turn_with_a_warning(dataexchange:
 
 
 def test_views_and_angles_must_agree(dataexchange: Maker) -> None:
-    with pytest.raises(BadInput, match=r"12 projections but 11 angles; no angle for index 11"):
+    with pytest.raises(BadInput, match=r"12 projections but 11 angles in exchange/theta; no angle for index 11"):
         read(dataexchange(theta=np.arange(11) * 15.0))
 
 
@@ -141,3 +143,97 @@ def test_the_state_without_flats_is_decided_by_content(dataexchange: Maker, data
     scan = _read(dataexchange(data=data, data_white=None, data_dark=None))
     assert scan.state is state
     assert any("no open-beam frames" in warning for warning in scan.warnings)
+
+
+def _known(*roles: tuple[str, str], **changes: Any) -> Known:
+    return Known(roles=tuple(Role(role=role, source=source) for role, source in roles), **changes)
+
+
+def test_sinogram_order_is_said_by_the_axes(dataexchange: Maker) -> None:
+    usual = np.asarray(_read(dataexchange()).projections[:])
+    path = dataexchange(data=np.ascontiguousarray(usual.swapaxes(0, 1)))
+    with h5py.File(path, "r+") as file:
+        file["exchange/data"].attrs["axes"] = "y:theta:x"
+    scan = _read(path)
+    assert scan.shape == (12, 3, 16)
+    for key in (np.s_[:], np.s_[4], np.s_[:, 1, :], np.s_[[7, 2], :, ::2], np.s_[3:9:2, 0:2]):
+        assert np.array_equal(scan.projections[key], usual[key])
+
+
+def test_numbered_data_are_taken_and_the_others_named(dataexchange: Maker) -> None:
+    path = dataexchange(data=None, data1=np.full((12, 3, 16), 4, np.uint16), data2=np.full((12, 3, 16), 5, np.uint16))
+    scan = _read(path)
+    assert scan.projections[0, 0, 0] == 4
+    assert any("also holds data2; data1 was taken" in warning for warning in scan.warnings)
+    scan = read(path, _known(("projections", "/exchange/data2")))
+    assert isinstance(scan, CtAcquisition)
+    assert scan.projections[0, 0, 0] == 5
+
+
+def test_repeated_angles_at_the_ends_belong_to_other_frames(dataexchange: Maker) -> None:
+    theta = np.concatenate([np.zeros(4), np.arange(12) * 15.0, np.full(3, 165.0)])
+    scan = _read(dataexchange(theta=theta))
+    assert np.rad2deg(scan.geometry.angle_rad) == pytest.approx(np.arange(12) * 15.0)
+    assert any("4 repeats of the first and 3 of the last" in match.reason for match in scan.matched)
+
+
+@pytest.mark.parametrize(
+    ("pixel", "millimetres"), [((1.2e-6, None), 1.2e-3), ((1.2, "um"), 1.2e-3), ((0.5, "mm"), 0.5), ((3.4, None), None)]
+)
+def test_pixels_are_metres_unless_they_say_otherwise(
+    dataexchange: Maker, pixel: tuple[float, str | None], millimetres: float | None
+) -> None:
+    path = dataexchange()
+    with h5py.File(path, "r+") as file:
+        made = file.create_dataset("measurement/instrument/detector/actual_pixel_size_x", data=pixel[0])
+        if pixel[1] is not None:
+            made.attrs["units"] = pixel[1]
+    scan = _read(path)
+    assert scan.geometry.calibrated == (millimetres is not None)
+    if millimetres is not None:
+        assert scan.geometry.pixel_mm == pytest.approx(millimetres)
+    else:
+        assert any("it was not used" in warning for warning in scan.warnings)
+
+
+def test_the_user_names_other_parts(dataexchange: Maker) -> None:
+    path = dataexchange(theta=np.full(12, np.nan), steps=np.arange(12) * 7.5)
+    with pytest.raises(BadInput, match="not finite"):
+        read(path)
+    scan = read(path, _known(("angles", "exchange/steps"), ("flats", "exchange/data#0:2"), ("darks", "")))
+    assert isinstance(scan, CtAcquisition)
+    assert scan.shape[0] == 10
+    assert scan.darks is None
+    assert scan.flats is not None
+    assert scan.flats.shape == (2, 3, 16)
+    # the angles were one for each frame
+    assert np.rad2deg(scan.geometry.angle_rad) == pytest.approx(np.arange(2, 12) * 7.5)
+    scan = read(path, Known(angles=AngleRange(start_deg=0.0, stop_deg=90.0)))
+    assert isinstance(scan, CtAcquisition)
+    assert np.rad2deg(scan.geometry.angle_rad) == pytest.approx(np.arange(12) * 7.5)
+    with pytest.raises(Incomplete, match="said to have no angles"):
+        read(path, _known(("angles", "")))
+
+
+def test_the_user_says_that_images_are_sinograms(dataexchange: Maker) -> None:
+    usual = np.asarray(_read(dataexchange()).projections[:])
+    path = dataexchange(data=np.ascontiguousarray(usual.swapaxes(0, 1)))
+    with pytest.raises(BadInput, match="12, 16"):
+        read(path)
+    scan = read(path, Known(layout="sinograms"))
+    assert isinstance(scan, CtAcquisition)
+    assert np.array_equal(scan.projections[:], usual)
+    scan = read(path, _known(("projections", "exchange/data#2:10"), layout="sinograms"))
+    assert isinstance(scan, CtAcquisition)
+    assert np.array_equal(scan.projections[:], usual[2:10])
+
+
+def test_projections_elsewhere_replace_missing_ones(dataexchange: Maker) -> None:
+    path = dataexchange(data=None, corrected=np.full((12, 3, 16), 9, np.uint16))
+    with h5py.File(path, "r+") as file:
+        file["exchange/data"] = h5py.ExternalLink("gone.h5", "/data")
+    with pytest.raises(BadInput, match=r"gone\.h5, which is missing"):
+        read(path)
+    scan = read(path, _known(("projections", "/exchange/corrected")))
+    assert isinstance(scan, CtAcquisition)
+    assert scan.projections[0, 0, 0] == 9

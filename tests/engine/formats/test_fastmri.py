@@ -13,6 +13,7 @@ from equipoise_engine.acquisition import MriAcquisition
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats import read
 from equipoise_engine.geometry import Cartesian
+from equipoise_engine.recipe import Known
 
 Maker = Callable[..., Path]
 HEADER = (
@@ -147,6 +148,14 @@ def test_what_the_readout_was_oversampled_is_taken_off(fastmri: Maker) -> None:
     assert scan.geometry.field_of_view_mm == (200.0, 240.0)
     np.testing.assert_allclose(_image(scan.kspace[1]), _image(kspace[1])[:, 4:12], atol=1e-5)
     assert any(match.role == "matrix" and "middle 8 kept" in match.reason for match in scan.matched)
+
+
+def test_oversampling_may_be_kept(fastmri: Maker) -> None:
+    kspace = _noise(2, 3, 16, 12)
+    path = fastmri(kspace=kspace, ismrmrd_header=SPACES.format(kept=200, centre=6))
+    scan = read(path, Known(keep_oversampling=True))
+    assert np.array_equal(scan.kspace[1], kspace[1])  # type: ignore[union-attr]
+    assert scan.geometry.field_of_view_mm == (400.0, 240.0)  # type: ignore[union-attr]
 
 
 def test_an_asymmetric_echo_keeps_its_oversampling(fastmri: Maker) -> None:

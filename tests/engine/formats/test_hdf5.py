@@ -147,3 +147,50 @@ def test_damaged_values_are_reported_when_read(dataexchange: Maker) -> None:
     assert isinstance(scan, CtAcquisition)
     with pytest.raises(BadInput, match=r"scan\.h5: values of /exchange/data cannot be read"):
         scan.projections[:]
+
+
+def test_a_text_heap_that_never_ends_is_refused(nxtomo: Maker) -> None:
+    path = nxtomo()
+    content = bytearray(path.read_bytes())
+    at = content.index(b"GCOL\x01\0\0\0")
+    # the first object, made so long that zeros follow it
+    content[at + 25] = 2
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"scan\.nxs: .*an object of no size in the heap"):
+        read(path)
+
+
+def test_sources_are_listed_once_and_links_followed(dataexchange: Maker, tmp_path: Path) -> None:
+    path = dataexchange()
+    _frames(tmp_path / "other.h5")
+    with h5py.File(path, "r+") as file:
+        file["again"] = h5py.SoftLink("/exchange/data")
+        file["hard"] = file["exchange/data"]
+        file["outer"] = h5py.ExternalLink("other.h5", "/frames")
+        file["gone"] = h5py.ExternalLink("gone.h5", "/frames")
+        file["text"] = "words"
+        file["one"] = 3.0
+    scan = read(path)
+    assert isinstance(scan, CtAcquisition)
+    listed = {source.name: (source.shape, source.kind) for source in scan.sources}
+    assert listed["/outer"] == ((12, 3, 16), "uint16")
+    assert sum(shape == (12, 3, 16) for shape, _ in listed.values()) == 2
+    assert not {"/gone", "/text", "/one"} & set(listed)
+
+
+def test_of_very_many_datasets_the_largest_are_listed(dataexchange: Maker) -> None:
+    path = dataexchange()
+    with h5py.File(path, "r+") as file:
+        for index in range(300):
+            file[f"log/value{index}"] = np.zeros(2)
+    scan = read(path)
+    assert isinstance(scan, CtAcquisition)
+    assert len(scan.sources) == 200
+    assert {"/exchange/data", "/exchange/theta"} <= {source.name for source in scan.sources}
+
+
+@pytest.mark.parametrize("key", [np.s_[::-1], np.s_[[7, 2]], np.s_[np.array([3, 3, 0]), 1], np.s_[-1]])
+def test_any_order_of_views_can_be_asked_for(dataexchange: Maker, key: object) -> None:
+    scan = read(dataexchange())
+    assert isinstance(scan, CtAcquisition)
+    assert np.array_equal(scan.projections[key], np.asarray(scan.projections[:])[key])

@@ -12,9 +12,10 @@ import pytest
 import scipy.io
 
 from equipoise_engine.acquisition import CtAcquisition, DataState, MriAcquisition
-from equipoise_engine.errors import BadInput, Unsupported
+from equipoise_engine.errors import BadInput, EquipoiseError, Incomplete, Unsupported
 from equipoise_engine.formats import Known, read
 from equipoise_engine.geometry import Cartesian, FanBeam, NonCartesian
+from equipoise_engine.recipe import Role
 
 VIEWS, COLUMNS = 12, 20
 
@@ -173,6 +174,65 @@ def _spokes(readouts: int, samples: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("version", ["5", "7.3"])
+def test_variables_may_be_told(tmp_path: Path, version: str) -> None:
+    positions, kspace = _spokes(6, 64), _noise(64, 6, 3)
+    path = _save(tmp_path / "s.mat", {"where": positions, "what": kspace, "weighs": np.ones((64, 6))}, version)
+    roles = (Role("kspace", "what"), Role("trajectory", "where"), Role("density", "weighs"))
+    scan = _read_mri(path, Known(roles=roles))
+    assert isinstance(scan.geometry, NonCartesian)
+    assert scan.geometry.density is not None
+    assert {source.name for source in scan.sources} == {"where", "what", "weighs"}
+    with pytest.raises(BadInput, match="there is no variable 'whatever' for the kspace"):
+        read(path, Known(roles=(Role("kspace", "whatever"),)))
+
+
+def test_parts_of_a_structure(tmp_path: Path) -> None:
+    kspace = _noise(10, 8, 3)
+    scan = _read_mri(_save(tmp_path / "s.mat", {"scan": {"kspace": kspace, "name": "phantom", "noise": _noise(3, 50)}}))
+    assert np.array_equal(scan.kspace[0], kspace.transpose(2, 0, 1).astype(np.complex64))
+    assert scan.noise is not None
+    assert scan.noise.shape == (3, 50)
+
+
+def test_coils_may_come_first(tmp_path: Path) -> None:
+    kspace = _noise(3, 10, 8)
+    scan = _read_mri(_save(tmp_path / "s.mat", {"kspace_full": kspace}))
+    assert np.array_equal(scan.kspace[0], kspace.astype(np.complex64))
+
+
+def test_a_third_axis_of_slices_or_of_phase_encoding(tmp_path: Path) -> None:
+    kspace = _noise(10, 8, 5, 3)
+    slices = _read_mri(_save(tmp_path / "s.mat", {"kspace": kspace}))
+    assert np.allclose(slices.kspace[:], kspace.transpose(2, 3, 0, 1), atol=1e-6)
+    peaked = kspace * np.array([0.1, 0.2, 5.0, 0.2, 0.1])[:, None]
+    volume = _read_mri(_save(tmp_path / "v.mat", {"kspace": peaked}))
+    image = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(peaked, axes=2), axis=2, norm="ortho"), axes=2)
+    assert np.allclose(volume.kspace[:], image.transpose(2, 3, 0, 1), atol=1e-5)
+    assert any("second phase encoding" in warning for warning in volume.warnings)
+
+
+@pytest.mark.parametrize(
+    ("factor", "axes", "unit"),
+    [
+        (1.0, (1, 2, 0), "cycles per pixel"),
+        (64.0, (0, 1, 2), "cycles per field of view"),
+        (2 * np.pi, (1, 2, 0), "radi"),
+    ],
+)
+def test_positions_as_pairs_and_in_other_units(tmp_path: Path, factor: float, axes: tuple[int, ...], unit: str) -> None:
+    positions = _spokes(6, 64)
+    pairs = np.stack([positions.real, positions.imag])
+    path = _save(tmp_path / "s.mat", {"traj": factor * pairs.transpose(axes), "ksp": _noise(64, 6, 3)})
+    scan = _read_mri(path)
+    assert isinstance(scan.geometry, NonCartesian)
+    assert scan.geometry.matrix == (64, 64)
+    assert np.allclose(
+        scan.geometry.trajectory[2], 64 * np.stack([positions[:, 2].real, positions[:, 2].imag], axis=-1)
+    )
+    assert any(unit in match.reason for match in scan.matched)
+
+
+@pytest.mark.parametrize("version", ["5", "7.3"])
 def test_kspace_along_a_trajectory(tmp_path: Path, version: str) -> None:
     positions, kspace, weights = _spokes(6, 64), _noise(64, 6, 3), np.random.default_rng(0).random((64, 6))
     scan = _read_mri(_save(tmp_path / "s.mat", {"k": positions, "w": weights, "data": kspace}, version))
@@ -208,18 +268,18 @@ def test_a_spiral_is_given_the_matrix_that_it_fills(tmp_path: Path) -> None:
     ("variables", "said"),
     [
         (
-            {"datafft": _noise(5, 6), "noise": np.ones((2, 3))},
-            r"it holds datafft \(5, 6\) double, noise \(2, 3\) double",
+            {"noise": np.ones((2, 3)), "picture": _noise(5, 6)},
+            r"it holds noise \(2, 3\) double, picture \(5, 6\) double",
         ),
         ({"DATA": np.ones((10, 8, 3))}, r"DATA \(10, 8, 3\) double is not complex"),
-        ({"DATA": _noise(3, 10, 8)}, r"DATA has shape \(3, 10, 8\); the last axis, the coils"),
+        ({"DATA": _noise(8, 3, 10)}, r"DATA has shape \(8, 3, 10\); the last axis, the coils"),
         ({"DATA": np.zeros((10, 8, 3), complex) + 0j}, "all values are zero|not complex"),
-        ({"DATA": np.where(np.arange(8) == 3, np.nan, _noise(10, 8))}, r"10 of 80 .* not finite; .* \(0, 0, 3\)"),
+        ({"DATA": np.where(np.arange(8) == 3, np.nan, _noise(10, 8))}, r"10 of 80 .* not finite; .* \(0, 0, 0, 3\)"),
         ({"k": _spokes(6, 64).T, "data": _noise(64, 6, 3)}, r"trajectory k \(6, 64\) double does not fit data"),
-        ({"k": 64 * _spokes(6, 64), "data": _noise(64, 6, 3)}, r"reaches 32; positions in cycles per pixel"),
-        ({"k": np.nan * _spokes(6, 64), "data": _noise(64, 6, 3)}, "finite complex positions"),
+        ({"k": 2 * _spokes(6, 64), "data": _noise(64, 6, 3)}, r"reaches 1; positions in cycles per pixel"),
+        ({"k": np.nan * _spokes(6, 64), "data": _noise(64, 6, 3)}, "finite positions"),
         ({"k": _spokes(6, 64), "w": -np.ones((64, 6)), "data": _noise(64, 6, 3)}, "none below zero"),
-        ({"data": _noise(10, 8), "kspace": _noise(10, 8)}, "variables of this MATLAB file are not known"),
+        ({"ksp": _noise(10, 8), "kspace": _noise(10, 8)}, "variables of this MATLAB file are not known"),
         ({"DATA": "text"}, "not complex|not known"),
         ({"empty": np.zeros((0, 0))}, "not known"),
     ],
@@ -254,6 +314,22 @@ def test_flipped_bytes_never_escape(tmp_path: Path) -> None:
             read(path)
         except (BadInput, Unsupported) as error:
             assert "s.mat" in error.message  # noqa: PT017 - most damage is refused, not all
+
+
+def test_flipped_bits_of_uncompressed_kspace_never_escape(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    path = tmp_path / "s.mat"
+    scipy.io.savemat(path, {"k": _spokes(6, 32), "w": random.random((32, 6)), "data": _noise(32, 6, 2)})
+    whole = path.read_bytes()
+    for _ in range(120):
+        damaged = bytearray(whole)
+        for position in (*random.integers(128, len(whole), 3), *random.integers(128, 220, 1)):
+            damaged[position] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        try:
+            read(path)
+        except EquipoiseError:
+            continue
 
 
 # --- measured ---------------------------------------------------------------------------------------
@@ -300,10 +376,27 @@ def test_read_kspace_of_spirit(shared_data: Path) -> None:
     assert np.linalg.norm(geometry.trajectory, axis=-1).max() == pytest.approx(128.0, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["mri-lowfield-editer/data_BBEMI_2D_brainslice.mat", "ref-images/img_brain_4ch.mat"],
-)
-def test_other_measured_files_are_named(shared_data: Path, name: str) -> None:
-    with pytest.raises(BadInput, match="variables of this MATLAB file are not known"):
-        read(shared_data / name)
+def test_a_measured_image_is_no_kspace(shared_data: Path) -> None:
+    path = shared_data / "ref-images" / "img_brain_4ch.mat"
+    with pytest.raises(Incomplete, match="variables of this MATLAB file are not known") as caught:
+        read(path)
+    assert (caught.value.missing, caught.value.sources) == (("kspace",), ("img",))
+    scan = _read_mri(path, Known(roles=(Role("kspace", "img"),)))
+    assert any("may hold an image" in warning for warning in scan.warnings)
+
+
+def test_read_low_field_with_reference_coils(shared_data: Path) -> None:
+    path = shared_data / "mri-lowfield-editer" / "data_BBEMI_2D_brainslice.mat"
+    scan = _read_mri(path)
+    assert scan.shape == (1, 1, 512, 101)
+    assert scan.interference is not None
+    assert scan.interference.shape == (1, 5, 512, 101)
+    assert isinstance(scan.geometry, Cartesian)
+    assert scan.geometry.phase_axis == 1
+    stored = scipy.io.loadmat(path)
+    assert np.array_equal(scan.kspace[0, 0], stored["datafft"].astype(np.complex64))
+    assert np.array_equal(scan.interference[0, 3], stored["datanoise_fft_4"].astype(np.complex64))
+    two = _read_mri(path, Known(roles=(Role("interference", "datanoise_fft_[12]"),)))
+    assert two.interference is not None
+    assert two.interference.shape == (1, 2, 512, 101)
+    assert _read_mri(path, Known(roles=(Role("interference", ""),))).interference is None

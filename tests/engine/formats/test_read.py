@@ -15,6 +15,7 @@ import pytest
 from equipoise_engine.acquisition import CtAcquisition, DataState, MriAcquisition
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.formats import read
+from equipoise_engine.recipe import Known
 
 Maker = Callable[..., Path]
 
@@ -28,7 +29,7 @@ def test_read_recognises_content_not_name(dataexchange: Maker, fastmri: Maker, t
 
 def test_read_passes_the_given_centre_on(dataexchange: Maker, nxtomo: Maker) -> None:
     for path in (dataexchange(), nxtomo()):
-        scan = read(path, centre_px=7.25)
+        scan = read(path, Known(centre_px=7.25))
         assert isinstance(scan, CtAcquisition)
         assert scan.geometry.centre_px == 7.25
 

@@ -1,0 +1,120 @@
+"""Opening a scan by its recipe: read, cut, with its preparation settled and its rotation centre found."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+
+from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match, MriAcquisition
+from equipoise_engine.formats import read
+from equipoise_engine.formats.known import told
+from equipoise_engine.measured import is_truncated
+from equipoise_engine.preprocess.attenuation import attenuation, check_steps, default_steps
+from equipoise_engine.preprocess.centre import find_centre
+from equipoise_engine.preprocess.kspace_steps import check_kspace_steps, default_kspace_steps
+from equipoise_engine.preprocess.selection import file_column, selected
+from equipoise_engine.progress import Progress, Watch
+from equipoise_engine.recipe import Known, Recipe, Step
+
+Change = Callable[[tuple[Step, ...]], tuple[Step, ...]]
+_Key = TypeVar("_Key")
+
+KEPT = 4
+"""Scans that are kept open for looking at, with their recipes."""
+JUDGED_ROWS = 5
+"""Detector rows that tell whether an object reaches beyond the detector."""
+
+
+def open_scan(path: Path, recipe: Recipe, watch: Watch, change: Change | None = None) -> Acquisition:
+    """Return the scan at `path`, cut and with a complete recipe: its steps and its rotation centre are settled.
+
+    Parameters
+    ----------
+    change
+        Returns the steps to take in place of those that the recipe names, or that are usual.
+
+    Raises
+    ------
+    BadInput
+        A file is missing or damaged, its parts do not fit together, or the recipe cannot be followed.
+    Incomplete
+        It cannot be understood without something that the recipe may tell.
+    Unsupported, OutOfMemory
+        As `formats.read`.
+    """
+    watch(Progress("read", 1, 2))
+    return settled(read(path, recipe.known), recipe, watch, change)
+
+
+def settled(whole: Acquisition, recipe: Recipe, watch: Watch, change: Change | None = None) -> Acquisition:
+    """Return a scan that was read, cut and with its steps, rotation centre and extent settled."""
+    scan = replace(selected(whole, recipe.selection), full_shape=whole.shape)
+    steps = usual_steps(scan) if recipe.steps is None else recipe.steps
+    if change is not None:
+        steps = change(steps)
+    scan = replace(scan, recipe=msgspec.structs.replace(recipe, steps=steps))
+    if isinstance(scan, MriAcquisition):
+        check_kspace_steps(scan, steps)
+        return scan
+    check_steps(scan, steps)
+    if scan.geometry.centre_px is None:
+        watch(Progress("centre", 2, 2))
+        found = find_centre(scan)
+        scan = replace(
+            scan,
+            geometry=replace(scan.geometry, centre_px=found.centre_px),
+            matched=(*scan.matched, Match("rotation centre", "found in the projections", (), found.text)),
+        )
+    assert scan.geometry.centre_px is not None
+    centre = file_column(recipe.selection, scan.geometry.centre_px)
+    known = msgspec.structs.replace(recipe.known, centre_px=centre)
+    chosen = np.unique(np.linspace(0, scan.shape[1] - 1, JUDGED_ROWS).round().astype(int))
+    sample = np.concatenate([attenuation(scan, slice(row, row + 1)) for row in chosen])
+    return replace(
+        scan,
+        geometry=replace(scan.geometry, truncated=is_truncated(sample, scan.geometry)),
+        recipe=msgspec.structs.replace(scan.recipe, known=known),
+    )
+
+
+def usual_steps(scan: Acquisition) -> tuple[Step, ...]:
+    """Return the preparation that a scan gets where its recipe names none."""
+    return default_steps(scan) if isinstance(scan, CtAcquisition) else default_kspace_steps(scan)
+
+
+class OpenScans:
+    """The scans that were looked at last, so that another look need not read their headers again."""
+
+    def __init__(self) -> None:
+        self._read: OrderedDict[tuple[Path, int, Known], Acquisition] = OrderedDict()
+        self._settled: OrderedDict[tuple[Path, int, Recipe], Acquisition] = OrderedDict()
+
+    def scan(self, path: Path, recipe: Recipe, watch: Watch) -> Acquisition:
+        """Return the scan at `path` by its recipe. Raises as `open_scan`."""
+        changed = path.stat().st_mtime_ns if path.exists() else 0
+        done = self._settled.get((path, changed, recipe))
+        if done is None:
+            # the centre is no part of reading: trying others must not read the file again
+            bare = msgspec.structs.replace(recipe.known, centre_px=None)
+            whole = self._read.get((path, changed, bare))
+            if whole is None:
+                whole = read(path, bare)
+            _keep(self._read, (path, changed, bare), whole)
+            if recipe.known.centre_px is not None:
+                whole = told(whole, Known(centre_px=recipe.known.centre_px))
+            done = settled(whole, recipe, watch)
+        _keep(self._settled, (path, changed, recipe), done)
+        return done
+
+
+def _keep(kept: OrderedDict[_Key, Acquisition], key: _Key, scan: Acquisition) -> None:
+    kept[key] = scan
+    kept.move_to_end(key)
+    while len(kept) > KEPT:
+        kept.popitem(last=False)

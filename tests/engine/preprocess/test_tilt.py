@@ -1,0 +1,47 @@
+"""A leaning axis is turned upright, whichever rows are asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from equipoise_engine.preprocess.tilt import Turn
+
+ROWS, COLUMNS = 60, 90
+
+
+def _projection(angle_deg: float) -> np.ndarray:
+    """Return a smooth body turned clockwise, as drawn, about the middle of the detector `(row, column)`."""
+    angle = np.deg2rad(angle_deg)
+    up = 0.5 * (ROWS - 1) - np.arange(ROWS)[:, None]
+    right = np.arange(COLUMNS)[None, :] - 0.5 * (COLUMNS - 1)
+    along = up * np.cos(angle) + right * np.sin(angle)
+    across = right * np.cos(angle) - up * np.sin(angle)
+    return (np.exp(-((across / 6) ** 2)) * (1.5 + np.sin(along / 5))).astype(np.float32)
+
+
+@pytest.mark.parametrize("angle_deg", [-4.0, 0.7, 10.0])
+def test_the_axis_becomes_upright(angle_deg: float) -> None:
+    leaning = _projection(angle_deg)
+    if angle_deg > 0:
+        assert leaning[0].argmax() > leaning[-1].argmax()  # its top leans to the right
+    turn = Turn(np.deg2rad(angle_deg), ROWS, COLUMNS)
+    result = turn.apply(np.ascontiguousarray(leaning[:, None, :]), 0, np.arange(ROWS))[:, 0]
+    inside = np.s_[12:-12, 25:-25]
+    assert result[inside] == pytest.approx(_projection(0.0)[inside], abs=5e-3)
+
+
+def test_a_crop_is_enough() -> None:
+    random = np.random.default_rng(0)
+    values = random.random((200, 2, COLUMNS)).astype(np.float32)
+    turn = Turn(np.deg2rad(3.0), 200, COLUMNS)
+    whole = turn.apply(values, 0, np.arange(200))
+    for row in (0, 5, 100, 199):
+        first, last = max(row - turn.margin, 0), min(row + turn.margin + 1, 200)
+        assert last - first < 60
+        one = turn.apply(values[first:last], first, np.array([row - first]) + first)
+        assert one[0] == pytest.approx(whole[row], abs=1e-5)
+
+
+def test_no_turn_needs_no_rows() -> None:
+    assert Turn(0.0, ROWS, COLUMNS).margin == 0

@@ -1,0 +1,106 @@
+"""Opening by a recipe: what is settled on the way, and what is kept for another look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from equipoise_engine.acquisition import CtAcquisition, MriAcquisition
+from equipoise_engine.errors import BadInput
+from equipoise_engine.opening import OpenScans, open_scan
+from equipoise_engine.preprocess.attenuation import attenuation
+from equipoise_engine.progress import unwatched
+from equipoise_engine.recipe import (
+    CompressCoils,
+    FlatField,
+    Known,
+    NegativeLog,
+    Prewhiten,
+    Recipe,
+    Rings,
+    Selection,
+    Span,
+    name_of,
+    with_step,
+)
+from equipoise_resources import sample_path
+
+
+def opened(recipe: Recipe = Recipe(), kind: str = "ct") -> CtAcquisition:  # noqa: B008 - frozen
+    scan = open_scan(sample_path(kind), recipe, unwatched)
+    assert isinstance(scan, CtAcquisition)
+    return scan
+
+
+def test_an_open_scan_has_a_complete_recipe_that_opens_it_again_equally() -> None:
+    scan = opened()
+    assert scan.recipe.steps is not None
+    assert {"flat-field", "log"} <= {name_of(step) for step in scan.recipe.steps}
+    assert scan.recipe.known.centre_px == scan.geometry.centre_px
+    again = opened(msgspec.json.decode(msgspec.json.encode(scan.recipe), type=Recipe))
+    assert again.recipe == scan.recipe
+    np.testing.assert_array_equal(attenuation(again, slice(0, 1)), attenuation(scan, slice(0, 1)))
+
+
+def test_the_centre_follows_crop_and_bin() -> None:
+    scan = opened()
+    whole = scan.geometry.centre_px
+    assert whole is not None
+    columns = scan.shape[2]
+    part = Selection(columns=Span(first=10, last=columns - 2), bin=2, views=Span(step=2))
+    # told in columns of the file
+    told = opened(Recipe(known=Known(centre_px=whole), selection=part))
+    assert told.geometry.centre_px == pytest.approx((whole - 10 - 0.5) / 2)
+    assert told.full_shape == scan.shape
+    assert told.shape[0] == (scan.shape[0] + 1) // 2
+    # found in the part, and kept in columns of the file
+    found = opened(Recipe(selection=part))
+    assert found.recipe.known.centre_px == pytest.approx(whole, abs=1.0)
+
+
+def test_steps_can_be_told_beside_the_usual_ones() -> None:
+    scan = open_scan(sample_path("ct"), Recipe(), unwatched, lambda usual: with_step(usual, Rings(size=9)))
+    assert scan.recipe.steps is not None
+    assert scan.recipe.steps[-1] == Rings(size=9)
+    usual = opened().recipe.steps
+    assert usual is not None
+    assert scan.recipe.steps[:-1] == usual
+
+
+def test_a_recipe_that_cannot_be_followed_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"step 1 \(log\) takes transmission"):
+        opened(Recipe(steps=(NegativeLog(), FlatField())))
+    with pytest.raises(BadInput, match="prewhiten"):
+        opened(Recipe(steps=(Prewhiten(),)))
+    with pytest.raises(BadInput, match="compress"):
+        open_scan(sample_path("mri"), Recipe(steps=(CompressCoils(coils=1000),)), unwatched)
+
+
+def test_mri_scans_are_cut_by_slices() -> None:
+    whole = open_scan(sample_path("mri"), Recipe(), unwatched)
+    assert isinstance(whole, MriAcquisition)
+    with pytest.raises(BadInput, match="only slices can be selected"):
+        open_scan(sample_path("mri"), Recipe(selection=Selection(columns=Span(first=3))), unwatched)
+    last = whole.slices
+    part = open_scan(sample_path("mri"), Recipe(selection=Selection(rows=Span(first=last - 1))), unwatched)
+    assert part.slices == 1
+    np.testing.assert_array_equal(part.kspace[0], whole.kspace[last - 1])
+
+
+def test_what_was_looked_at_is_kept_until_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    path.write_bytes(sample_path("ct").read_bytes())
+    scans = OpenScans()
+    first = scans.scan(path, Recipe(), unwatched)
+    assert scans.scan(path, Recipe(), unwatched) is first
+    other = scans.scan(path, Recipe(known=Known(centre_px=33.0)), unwatched)
+    assert isinstance(first, CtAcquisition)
+    assert isinstance(other, CtAcquisition)
+    # the file was not read again for another centre
+    assert other.projections is first.projections
+    assert other.geometry.centre_px == 33.0
+    path.touch()
+    assert scans.scan(path, Recipe(), unwatched) is not first

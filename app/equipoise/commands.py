@@ -10,7 +10,7 @@ from typing import Protocol
 
 from equipoise.session import Session
 from equipoise.settings import Settings
-from equipoise.state import EnginePhase, JobPhase, State, active_jobs, find_scan
+from equipoise.state import EnginePhase, JobPhase, State, active_jobs, slice_count
 
 
 class Window(Protocol):
@@ -29,6 +29,12 @@ class Window(Protocol):
 
     def open_sample(self, kind: str) -> None:
         """Open the sample scan, "ct" or "mri"."""
+
+    def ask_reference(self, *, folder: bool) -> None:
+        """Let the user choose an image volume to compare with, a file or a folder, and open it."""
+
+    def prepare_scan(self) -> None:
+        """Show the window that prepares the scan."""
 
     def reconstruct(self) -> None:
         """Reconstruct with the parameters in the controls."""
@@ -118,12 +124,16 @@ def _always(state: State) -> bool:
     return True
 
 
+def _can_prepare(state: State) -> bool:
+    return state.scan is not None or state.needed is not None
+
+
 def _can_compute(state: State) -> bool:
     return state.scan is not None and state.engine.phase is EnginePhase.READY
 
 
 def _can_export(state: State) -> bool:
-    return any(run.result is not None and run.held for run in state.runs)
+    return any(run.result is not None and run.held and not run.is_reference for run in state.runs)
 
 
 def _can_cancel(state: State) -> bool:
@@ -139,8 +149,7 @@ def _has_picture(state: State) -> bool:
 
 
 def _has_slices(state: State) -> bool:
-    scan = find_scan(state, state.scan)
-    return scan is not None and scan.slices > 1
+    return slice_count(state) > 1
 
 
 def _cancel(window: Window, *, keep: bool) -> None:
@@ -233,6 +242,26 @@ COMMANDS: tuple[Command, ...] = (
         "Open the simulated MRI scan that comes with the program",
     ),
     Command(
+        "reference-file",
+        "Open reference …",
+        "Ctrl+Alt+O",
+        _always,
+        lambda window: window.ask_reference(folder=False),
+        "File",
+        "fa5s.image",
+        "Open an image volume to compare results with: DICOM, NIfTI, NRRD, TIFF or HDF5",
+    ),
+    Command(
+        "reference-folder",
+        "Open reference folder …",
+        "",
+        _always,
+        lambda window: window.ask_reference(folder=True),
+        "File",
+        "fa5s.images",
+        "Open a series of images in a folder to compare results with",
+    ),
+    Command(
         "export-tiff",
         "Export TIFF …",
         "Ctrl+E",
@@ -272,6 +301,17 @@ COMMANDS: tuple[Command, ...] = (
         "File",
         "fa5s.sign-out-alt",
         "Close the window; a running adaptation is saved",
+    ),
+    Command(
+        "prepare",
+        "Prepare scan …",
+        "Ctrl+P",
+        _can_prepare,
+        lambda window: window.prepare_scan(),
+        "Reconstruct",
+        "fa5s.sliders-h",
+        "Say what the files do not, choose a part of the scan, and set the steps of its preparation",
+        "Prepare",
     ),
     Command(
         "reconstruct",

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from PySide6.QtCore import QObject, Signal, Slot
 
 from equipoise import state as change
+from equipoise.extent import first_slices
 from equipoise.settings import Settings, SettingsStore, with_recent
 from equipoise.state import (
     METHOD_NAMES,
@@ -27,24 +28,35 @@ from equipoise.state import (
 from equipoise.supervisor import CANCEL_CAUSE, RESTART_CAUSE, Limits, Supervisor
 from equipoise_engine.client import EngineLost
 from equipoise_engine.protocol import (
+    CentreFound,
     Event,
     Export,
+    Failed,
+    FindCentre,
     FineTune,
     FineTuneSettings,
+    Finished,
     Forget,
+    Look,
     Open,
     Opened,
+    OpenReference,
     Pixels,
     ReadSlice,
     Ready,
     Reconstruct,
     ReconstructSettings,
     Request,
+    ScanFacts,
+    Seen,
 )
+from equipoise_engine.recipe import Recipe
 
 _log = logging.getLogger(__name__)
 _engine_log = logging.getLogger("equipoise.engine")
 
+_AS_IT_IS = Recipe()
+"""What is not told is taken from the files, or found."""
 _EXPORT_NAMES = {"tiff": "TIFF", "dicom": "DICOM"}
 
 
@@ -64,6 +76,12 @@ class Session(QObject):
     settings_changed = Signal(object)
     """The new Settings."""
     log_line = Signal(str)
+    seen = Signal(str, object, object)
+    """Purpose of a `look`, Seen, pixels."""
+    look_failed = Signal(str, object)
+    """Purpose of a `look`, Failed."""
+    centre_found = Signal(object)
+    """CentreFound."""
     closed = Signal()
     """After `close`: the engine has ended."""
 
@@ -79,7 +97,10 @@ class Session(QObject):
         self._emitted = self._state
         self._emitting = False
         self._requests: dict[int, Request] = {}
-        self._centres: dict[str, float] = {}
+        self._recipes: dict[str, Recipe] = {}
+        self._looking: dict[str, tuple[int, Look]] = {}
+        self._to_look: dict[str, Look] = {}
+        self._deadly: set[Look] = set()
         self._blame: Counter[str] = Counter()
         self._blocked: set[str] = set()
         if limits is None:
@@ -123,21 +144,57 @@ class Session(QObject):
 
     # --- jobs
 
-    def open(self, path: str, centre_px: float | None = None) -> None:
+    def open(self, path: str, recipe: Recipe = _AS_IT_IS) -> None:
         """Open a scan, then show its analytic image.
 
         Parameters
         ----------
-        centre_px
-            Rotation centre; None takes the file's, or finds it.
+        recipe
+            How it is read, cut and prepared; what it does not say is taken from the files, or found.
         """
         path = os.path.abspath(path)
         self._blocked.discard(path)
         self._blame.pop(path, None)
-        self._centres.pop(path, None)
-        if centre_px is not None:
-            self._centres[path] = centre_px
-        self._send_job(Open(path=path, centre_px=centre_px), "open", f"Open {PurePath(path).name}")
+        self._deadly = {wish for wish in self._deadly if wish.path != path}
+        self._send_job(Open(path=path, recipe=recipe), "open", f"Open {PurePath(path).name}")
+
+    def open_reference(self, path: str) -> None:
+        """Open an image volume to compare with what is made of the active scan."""
+        path = os.path.abspath(path)
+        wish = OpenReference(path=path, scan=self._state.scan or "")
+        self._send_job(wish, "open", f"Open reference {PurePath(path).name}")
+
+    def asked_recipe(self, path: str) -> Recipe | None:
+        """The recipe that an open scan was asked for with, without what the engine has found; None where it is not."""
+        return self._recipes.get(path)
+
+    def look(self, purpose: str, wish: Look) -> None:
+        """Ask for a picture of what was measured; `seen` or `look_failed` follows with the same purpose.
+
+        Of each purpose one picture is under way at a time; of the wishes meanwhile, the newest is kept.
+        """
+        if not self._supervisor.available:
+            self._to_look.pop(purpose, None)
+            message = "The engine is stopped. Use Engine > Restart engine."
+            self.look_failed.emit(purpose, Failed(kind="internal", message=message))
+        elif wish in self._deadly:
+            self._to_look.pop(purpose, None)
+            message = "This picture ended the engine before. Change the recipe, or open the scan again."
+            self.look_failed.emit(purpose, Failed(kind="internal", message=message))
+        elif purpose not in self._looking:
+            self._looking[purpose] = (self._supervisor.send(wish), wish)
+        elif self._looking[purpose][1] == wish:
+            self._to_look.pop(purpose, None)
+        else:
+            self._to_look[purpose] = wish
+
+    def is_looking(self, purpose: str) -> bool:
+        """Whether a picture of this purpose is under way."""
+        return purpose in self._looking
+
+    def find_centre(self, wish: FindCentre) -> int | None:
+        """Estimate the rotation centre; `centre_found` follows. Return the id of the job, or None."""
+        return self._send_job(wish, "centre", f"Find the rotation centre of {PurePath(wish.path).name}")
 
     def reconstruct(self, settings: ReconstructSettings) -> None:
         """Reconstruct the active scan; the iterates of the slice that is shown are kept for looking at."""
@@ -274,14 +331,51 @@ class Session(QObject):
         if isinstance(event, EngineLost):
             _log.log(logging.INFO if event.expected else logging.ERROR, "engine ended: %s", event.cause)
             self._assign_blame(event)
+            self._stop_looking(event)
+        if self._take_look(job, event, pixels):
+            return
+        request = self._requests.get(job)
+        if isinstance(event, Opened) and isinstance(request, Open):
+            self._recipes[event.facts.path] = request.recipe
         self._set(change.stamp(change.reduce(before, job, event, pixels), time.monotonic()))
         if isinstance(event, Ready):
             self._reopen()
         elif isinstance(event, Opened):
             self._after_open(before, job, event)
+        elif isinstance(event, CentreFound):
+            self.centre_found.emit(event)
         found = find_job(self._state, job)
         if found is not None and not found.active:
             self._requests.pop(job, None)
+
+    def _take_look(self, job: int, event: Event | EngineLost, pixels: Pixels | None) -> bool:
+        """Pass a picture on; return whether the event belonged to one."""
+        purpose = next((name for name, (number, _) in self._looking.items() if number == job), None)
+        if purpose is None or not job:
+            return False
+        if isinstance(event, Finished | Failed):
+            del self._looking[purpose]
+            following = self._to_look.pop(purpose, None)
+            if following is not None:
+                self.look(purpose, following)
+        if isinstance(event, Seen) and pixels is not None:
+            self.seen.emit(purpose, event, pixels)
+        elif isinstance(event, Failed):
+            self.look_failed.emit(purpose, event)
+        return True
+
+    def _stop_looking(self, lost: EngineLost) -> None:
+        """Give up the pictures that are under way, and do not ask for them again where they ended the engine."""
+        purposes = tuple(self._looking)
+        guilty = not lost.expected and lost.cause not in (CANCEL_CAUSE, RESTART_CAUSE)
+        if guilty and not any(job.started is not None for job in active_jobs(self._state)):
+            self._deadly |= {wish for _, wish in self._looking.values()}
+        self._looking.clear()
+        self._to_look.clear()
+        if not lost.expected:
+            for purpose in purposes:
+                failed = Failed(kind="internal", message=f"The engine was lost: {lost.cause}.")
+                self.look_failed.emit(purpose, failed)
 
     def _after_open(self, before: State, job: int, event: Opened) -> None:
         facts = event.facts
@@ -292,8 +386,22 @@ class Session(QObject):
         if found is None or found.kind == "reopen":
             return
         self.change_settings(with_recent(self._settings, facts.path))
-        if facts.methods:
-            self._reconstruct(facts.scan, ReconstructSettings(method=facts.methods[0]))
+        self._show_first(facts)
+
+    def _show_first(self, facts: ScanFacts) -> None:
+        """Make the analytic image of a scan that was opened, or of its middle slices where it is large."""
+        if not facts.methods:
+            return
+        name = PurePath(facts.path).name
+        if facts.methods[0] == "fdk" and facts.memory is not None and facts.memory.host_bytes > facts.memory.host_free:
+            self.notify("warning", f"{name} is too large: {facts.memory.text}. Take a part of it in Prepare scan.")
+            return
+        some = first_slices(facts)
+        if some is not None:
+            first, last = some[0], some[1] - 1
+            said = f"slice {first} was" if first == last else f"slices {first} to {last} were"
+            self.notify("info", f"{name} is large: only {said} reconstructed now. Reconstruct makes the others.")
+        self._reconstruct(facts.scan, ReconstructSettings(method=facts.methods[0], slices=some))
 
     def _reopen(self) -> None:
         """Open the scans that an earlier engine held, but for those that ended it."""
@@ -308,7 +416,7 @@ class Session(QObject):
                     f"{name} was not opened again, because work on it ended the engine. Open it yourself.",
                 )
                 continue
-            request = Open(path=facts.path, centre_px=self._centres.get(facts.path))
+            request = Open(path=facts.path, recipe=self._recipes.get(facts.path, facts.recipe))
             self._send_job(request, "reopen", f"Open {name} again")
 
     def _assign_blame(self, lost: EngineLost) -> None:

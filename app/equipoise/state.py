@@ -7,13 +7,17 @@ from enum import Enum
 from pathlib import PurePath
 from typing import assert_never
 
+from equipoise.extent import same_slice
 from equipoise_engine.client import EngineLost
 from equipoise_engine.protocol import (
     Advice,
+    CentreFound,
     Event,
     Exported,
     Failed,
     Finished,
+    Loaded,
+    Needed,
     Opened,
     Pixels,
     Ready,
@@ -21,6 +25,7 @@ from equipoise_engine.protocol import (
     ReconstructSettings,
     ResultFacts,
     ScanFacts,
+    Seen,
     Slice,
     Started,
     Status,
@@ -29,6 +34,7 @@ from equipoise_engine.protocol import (
     Tuned,
     Working,
 )
+from equipoise_engine.recipe import Recipe
 
 METHOD_NAMES = {
     "fbp": "FBP",
@@ -46,6 +52,9 @@ METHOD_NAMES = {
     "deq": "Equilibrium",
 }
 """Name for people of each method of `ReconstructSettings`."""
+
+REFERENCE = "reference"
+"""Method of what was opened to compare with."""
 
 MAX_PANES = 6
 MAX_NOTICES = 20
@@ -86,7 +95,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Job:
-    """One request that takes a while: open, reconstruct, adapt or export."""
+    """One request that takes a while: open, find the centre, reconstruct, adapt or export."""
 
     id: int
     kind: str
@@ -112,7 +121,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """One reconstruction, from its first iterate on: the curves, and the result once there is one."""
+    """One reconstruction, from its first iterate on: the curves, and the result once there is one.
+
+    An image volume that was opened to compare with is a run as well, with a result from the beginning.
+    """
 
     run: str
     job: int
@@ -128,6 +140,13 @@ class Run:
     result: ResultFacts | None = None
     held: bool = True
     """Whether the engine still holds its pixels; False after the engine was lost."""
+    recipe: Recipe | None = None
+    """How the scan was read and prepared when it began."""
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it was opened to compare with, not reconstructed."""
+        return self.settings.method == REFERENCE
 
 
 @dataclass(frozen=True)
@@ -217,6 +236,8 @@ class State:
     jobs: tuple[Job, ...] = ()
     panes: tuple[Pane, ...] = (Pane(), Pane())
     active_pane: int = 0
+    needed: Needed | None = None
+    """What the last scan lacks that could not be opened; None once it is open."""
     notices: tuple[Notice, ...] = ()
     noticed: int = 0
     """Number of the newest notice so far, so that no number is used twice."""
@@ -240,6 +261,16 @@ def find_scan(state: State, scan: str | None) -> ScanFacts | None:
     return next((s for s in state.scans if s.scan == scan), None)
 
 
+def slice_count(state: State) -> int:
+    """Return how many slices there are to choose from: those of the active scan and of what it is compared with."""
+    facts = find_scan(state, state.scan)
+    ends = [facts.slices] if facts is not None else []
+    for run in state.runs:
+        if run.is_reference and run.result is not None and run.scan == (state.scan or ""):
+            ends.append(run.result.first_slice + run.result.shape[0])
+    return max(ends, default=0)
+
+
 def active_jobs(state: State) -> tuple[Job, ...]:
     """Return the jobs to which the engine still owes an answer, oldest first."""
     return tuple(j for j in state.jobs if j.active)
@@ -251,12 +282,22 @@ def is_idle(state: State) -> bool:
     return state.engine.phase is EnginePhase.READY and not active_jobs(state) and not waiting
 
 
+def slice_of(state: State, run: Run) -> int:
+    """Return the number that the shown slice has in a run, which may come from another selection of the scan."""
+    facts = find_scan(state, state.scan)
+    if facts is None or run.recipe is None or run.scan != facts.scan:
+        return state.slice_index
+    here, there = facts.recipe.selection, run.recipe.selection
+    return same_slice(facts.kind, facts.full_shape, here, there, state.slice_index)
+
+
 def wanted(state: State, pane: Pane) -> Wish | None:
     """Return what a pane wants to show, or None where the engine has nothing new for it."""
     run = find_run(state, pane.run)
     if run is None or not run.held:
         return None
-    if state.slice_index == run.preview_slice and run.steps:
+    index = slice_of(state, run)
+    if index == run.preview_slice and run.steps:
         # iterates are kept for this one slice only
         if pane.step is not None:
             return Wish(run.run, run.preview_slice, pane.step)
@@ -265,8 +306,8 @@ def wanted(state: State, pane: Pane) -> Wish | None:
     if run.result is None:
         return None
     first, count = run.result.first_slice, run.result.shape[0]
-    if first <= state.slice_index < first + count:
-        return Wish(run.run, state.slice_index, None)
+    if first <= index < first + count:
+        return Wish(run.run, index, None)
     return None
 
 
@@ -312,10 +353,8 @@ def set_asked(state: State, pane: int, job: int, wish: Wish) -> State:
 
 
 def set_slice(state: State, index: int) -> State:
-    """Show another slice in all panes; limited to the active scan."""
-    scan = find_scan(state, state.scan)
-    last = scan.slices - 1 if scan is not None else 0
-    return replace(state, slice_index=max(0, min(index, last)))
+    """Show another slice in all panes; limited to the active scan and what it is compared with."""
+    return replace(state, slice_index=max(0, min(index, slice_count(state) - 1)))
 
 
 def set_pane_count(state: State, count: int) -> State:
@@ -358,7 +397,8 @@ def select_scan(state: State, scan: str) -> State:
             panes.append(replace(pane, run=chosen[number], step=None))
         else:
             panes.append(Pane())
-    index = runs[0].preview_slice if runs else facts.slices // 2
+    counted_alike = [r for r in runs if r.recipe in (None, facts.recipe)]
+    index = counted_alike[0].preview_slice if counted_alike else facts.slices // 2
     return replace(state, scan=scan, panes=tuple(panes), slice_index=index)
 
 
@@ -432,6 +472,15 @@ def reduce(state: State, job: int, event: Event | EngineLost, pixels: Pixels | N
             return _progress(state, job, event.stage, event.done, event.total)
         case Opened():
             return _opened(state, job, event.facts)
+        case Needed():
+            # a picture that lacks something says so where it would be shown
+            return state if find_job(state, job) is None else replace(state, needed=event)
+        case Loaded():
+            return _loaded(state, job, event.facts)
+        case Seen():
+            return state
+        case CentreFound():
+            return _say(_progress_kept(state, job), job, event.text)
         case Started():
             return _started(state, job, event)
         case Step():
@@ -518,9 +567,11 @@ def _answered(state: State, job: int) -> State:
 def _opened(state: State, job: int, facts: ScanFacts) -> State:
     found = find_job(state, job)
     again = found is not None and found.kind == "reopen"
-    before = next((s for s in state.scans if s.path == facts.path), None)
+    before, shown = next((s for s in state.scans if s.path == facts.path), None), state.scan
     if before is None:
-        state = replace(state, scans=(*state.scans, facts))
+        # what was opened to compare with before there was a scan belongs to the first
+        runs = tuple(r if r.scan else replace(r, scan=facts.scan) for r in state.runs)
+        state = replace(state, scans=(*state.scans, facts), runs=runs)
     else:
         key, selected = before.scan, state.scan == before.scan
         state = replace(
@@ -532,7 +583,14 @@ def _opened(state: State, job: int, facts: ScanFacts) -> State:
                 replace(t, scans=tuple(facts.scan if s == key else s for s in t.scans)) for t in state.trainings
             ),
         )
-    if not again:
+    if state.needed is not None and state.needed.path == facts.path:
+        state = replace(state, needed=None)
+    if not again and before is not None and before.scan == shown:
+        # another recipe of the scan that is looked at: the same slice stays, where it is still there
+        here, there = before.recipe.selection, facts.recipe.selection
+        index = same_slice(facts.kind, facts.full_shape, here, there, state.slice_index)
+        state = set_slice(state, index)
+    elif not again:
         state = replace(state, scan=facts.scan, slice_index=facts.slices // 2)
     elif state.scan == facts.scan:
         state = set_slice(state, state.slice_index)
@@ -543,7 +601,7 @@ def _opened(state: State, job: int, facts: ScanFacts) -> State:
     )
 
 
-def _label(state: State, settings: ReconstructSettings) -> str:
+def _label(state: State, settings: ReconstructSettings, scan: ScanFacts | None) -> str:
     name = METHOD_NAMES.get(settings.method, settings.method)
     if settings.method == "deq" and settings.model is not None:
         name += " (adapted)"
@@ -555,6 +613,17 @@ def _label(state: State, settings: ReconstructSettings) -> str:
         name += f", 1/{settings.views_every} views"
     if settings.accelerate > 1:
         name += f", {settings.accelerate}x"
+    if scan is not None:
+        made = [r for r in state.runs if r.scan == scan.scan and not r.is_reference]
+        recipes = list(dict.fromkeys(r.recipe for r in made))
+        number = recipes.index(scan.recipe) + 1 if scan.recipe in recipes else len(recipes) + 1
+        if number > 1:
+            name += f", recipe {number}"
+    return _unique(state, name)
+
+
+def _unique(state: State, name: str) -> str:
+    """Return a label that no run has yet."""
     taken = {r.label for r in state.runs}
     number = 1
     label = name
@@ -575,7 +644,7 @@ def _pane_for(state: State, run: Run) -> int:
         scan = find_scan(state, candidate.scan) if candidate is not None else None
         return candidate is not None and scan is not None and candidate.settings.method in scan.methods[:1]
 
-    if analytic(run) and not any(r.scan == run.scan and r.held for r in state.runs):
+    if analytic(run) and not any(r.scan == run.scan and r.held and not r.is_reference for r in state.runs):
         return 0
     runs = [find_run(state, p.run) for p in state.panes]
     for number, shown in enumerate(runs):
@@ -590,19 +659,45 @@ def _pane_for(state: State, run: Run) -> int:
 def _started(state: State, job: int, event: Started) -> State:
     if find_run(state, event.run) is not None:
         return state
+    scan = find_scan(state, event.scan)
     run = Run(
         run=event.run,
         job=job,
         scan=event.scan,
-        label=_label(state, event.settings),
+        label=_label(state, event.settings, scan),
         settings=event.settings,
         preview_slice=event.preview_slice,
         total=event.total,
+        recipe=scan.recipe if scan is not None else None,
     )
     number = _pane_for(state, run)
     state = replace(state, runs=(*state.runs, run))
     state = _with_pane(state, number, replace(state.panes[number], run=run.run, step=None))
     return _progress(state, job, "reconstruct", 0, event.total)
+
+
+def _loaded(state: State, job: int, facts: ResultFacts) -> State:
+    """Return the state with a reference volume, which belongs to the active scan where it names none."""
+    if find_run(state, facts.result) is not None:
+        return state
+    run = Run(
+        run=facts.result,
+        job=job,
+        scan=facts.scan or state.scan or "",
+        label=_unique(state, facts.label),
+        settings=ReconstructSettings(method=REFERENCE),
+        preview_slice=facts.first_slice + facts.shape[0] // 2,
+        total=0,
+        result=facts,
+    )
+    number = _pane_for(state, run)
+    state = replace(state, runs=(*state.runs, run))
+    state = _with_pane(state, number, replace(state.panes[number], run=run.run, step=None))
+    if state.scan is None:
+        state = set_slice(state, run.preview_slice)
+    count, rows, columns = facts.shape
+    text = f"{count} {'slice' if count == 1 else 'slices'} of {rows} × {columns}, {facts.unit}"
+    return _say(_progress(state, job), job, text)
 
 
 def _step(state: State, job: int, event: Step) -> State:

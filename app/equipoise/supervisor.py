@@ -29,7 +29,9 @@ from equipoise_engine.protocol import (
     Forget,
     GetStatus,
     Hello,
+    Loaded,
     Opened,
+    OpenReference,
     Pixels,
     ReadSlice,
     Ready,
@@ -345,9 +347,10 @@ def _rename(event: Event, rename: Callable[[str], str]) -> Event:
             return change(event, run=rename(event.run), scan=rename(event.scan))
         case Step():
             return change(event, run=rename(event.run))
-        case Reconstructed():
+        case Reconstructed() | Loaded():
             facts = event.facts
-            return change(event, facts=change(facts, result=rename(facts.result), scan=rename(facts.scan)))
+            scan = rename(facts.scan) if facts.scan else ""
+            return change(event, facts=change(facts, result=rename(facts.result), scan=scan))
         case Slice():
             return change(event, result=rename(event.result))
         case _:
@@ -357,7 +360,7 @@ def _rename(event: Event, rename: Callable[[str], str]) -> Event:
 def _rename_request(request: Request, rename: Callable[[str], str]) -> Request:
     change = msgspec.structs.replace
     match request:
-        case Reconstruct():
+        case Reconstruct() | OpenReference():
             return change(request, scan=rename(request.scan))
         case FineTune():
             return change(request, scans=tuple(rename(scan) for scan in request.scans))

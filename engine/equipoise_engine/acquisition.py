@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput
 from equipoise_engine.geometry import ConeBeam, CtGeometry, MriGeometry
-from equipoise_engine.recipe import Recipe
+from equipoise_engine.recipe import Recipe, Source
 
 
 class DataState(Enum):
@@ -48,23 +48,6 @@ class Match:
     source: str
     shape: tuple[int, ...]
     reason: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """A part of the files that may have a role.
-
-    Parameters
-    ----------
-    name
-        As `recipe.Role.source` names it.
-    shape, kind
-        Its shape, and the type of its values for people.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
 
 
 @dataclass(frozen=True, kw_only=True)

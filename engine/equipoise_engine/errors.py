@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from equipoise_engine.recipe import Source
+
 
 class EquipoiseError(Exception):
     """An error with a sentence for the user and, where there is one, a way out.
@@ -32,11 +34,11 @@ class Incomplete(BadInput):
     missing
         What is missing, by the names of `recipe.Known` and of its roles: "angles", "projections", "matrix", ...
     sources
-        Parts of the files that may have a role, as `recipe.Role.source` names them.
+        Parts of the files that may have a role.
     """
 
     def __init__(
-        self, message: str, hint: str = "", *, missing: tuple[str, ...], sources: tuple[str, ...] = ()
+        self, message: str, hint: str = "", *, missing: tuple[str, ...], sources: tuple[Source, ...] = ()
     ) -> None:
         super().__init__(message, hint)
         self.missing = missing

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from equipoise_engine import protocol
-from equipoise_engine.acquisition import Acquisition, CtAcquisition, MriAcquisition, Source
+from equipoise_engine.acquisition import Acquisition, CtAcquisition, MriAcquisition
 from equipoise_engine.geometry import Cartesian, CtGeometry, FanBeam, ParallelBeam
 from equipoise_engine.methods import methods_for
 from equipoise_engine.planning import plan
@@ -37,7 +37,7 @@ def scan_facts(key: str, scan: Acquisition, device: torch.device) -> protocol.Sc
         recipe=scan.recipe,
         full_shape=scan.full_shape or scan.shape,
         guessed=scan.guessed,
-        sources=source_facts(scan.sources),
+        sources=scan.sources,
         memory=protocol.MemoryFacts(
             host_bytes=memory.host_bytes,
             host_free=memory.host_free,
@@ -47,11 +47,6 @@ def scan_facts(key: str, scan: Acquisition, device: torch.device) -> protocol.Sc
             text=memory.text,
         ),
     )
-
-
-def source_facts(sources: tuple[Source, ...]) -> tuple[protocol.SourceFact, ...]:
-    """Return the parts of the files that may have a role as the window is told."""
-    return tuple(protocol.SourceFact(name=s.name, shape=s.shape, kind=s.kind) for s in sources)
 
 
 def _ct_geometry(scan: CtAcquisition) -> tuple[tuple[str, str], ...]:

@@ -35,9 +35,10 @@ from equipoise_engine.model import EquilibriumModel
 from equipoise_engine.objective import Objective
 from equipoise_engine.opening import OpenScans
 from equipoise_engine.operators import norms
+from equipoise_engine.planning import BATCH
 from equipoise_engine.preprocess.centre import estimates
 from equipoise_engine.preprocess.centre.tilt import tilt_of
-from equipoise_engine.preprocess.selection import file_column, selected_column
+from equipoise_engine.preprocess.selection import file_column, row_step, selected_column
 from equipoise_engine.progress import Cancelled, Progress, Watch
 from equipoise_engine.volume import Iterates, Store, Volume
 from equipoise_engine.weights import Checkpoint, read_checkpoint, write_checkpoint
@@ -45,8 +46,6 @@ from equipoise_resources import weights_path
 
 Emit = Callable[[protocol.Event], None]
 
-BATCH = 8
-"""Slices reconstructed together."""
 TRAINING_SLICES = 64
 """Largest number of slices of one scan that training draws from; more are thinned evenly."""
 
@@ -73,7 +72,7 @@ def open_scan(request: protocol.Open, store: Store, emit: Emit, watch: Watch, de
                 path=request.path,
                 recipe=request.recipe,
                 missing=error.missing,
-                sources=tuple(protocol.SourceFact(name=name, shape=(), kind="") for name in error.sources),
+                sources=error.sources,
                 message=error.message,
             )
         )
@@ -549,7 +548,11 @@ def voxel_size(scan: Acquisition, shape: tuple[int, ...]) -> tuple[float, float,
     """Return the voxel size `(slice, y, x)` in mm of images `(y, x)` of a scan."""
     match scan:
         case CtAcquisition():
-            return (scan.geometry.image_pixel_mm,) * 3
+            pixel = scan.geometry.image_pixel_mm
+            if isinstance(scan.geometry, ConeBeam):
+                return (pixel,) * 3
+            rows = int((scan.full_shape or scan.shape)[1])
+            return row_step(scan.recipe.selection, rows) * pixel, pixel, pixel
         case MriAcquisition():
             high, wide = scan.geometry.field_of_view_mm
             return scan.geometry.slice_mm, high / shape[0], wide / shape[1]

@@ -12,11 +12,13 @@ import msgspec
 import numpy as np
 
 from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match, MriAcquisition
+from equipoise_engine.errors import BadInput
 from equipoise_engine.formats import read
 from equipoise_engine.formats.known import told
 from equipoise_engine.measured import is_truncated
 from equipoise_engine.preprocess.attenuation import attenuation, check_steps, default_steps
 from equipoise_engine.preprocess.centre import find_centre
+from equipoise_engine.preprocess.centre.vote import LOW
 from equipoise_engine.preprocess.kspace_steps import check_kspace_steps, default_kspace_steps
 from equipoise_engine.preprocess.selection import file_column, selected
 from equipoise_engine.progress import Progress, Watch
@@ -65,12 +67,7 @@ def settled(whole: Acquisition, recipe: Recipe, watch: Watch, change: Change | N
     check_steps(scan, steps)
     if scan.geometry.centre_px is None:
         watch(Progress("centre", 2, 2))
-        found = find_centre(scan)
-        scan = replace(
-            scan,
-            geometry=replace(scan.geometry, centre_px=found.centre_px),
-            matched=(*scan.matched, Match("rotation centre", "found in the projections", (), found.text)),
-        )
+        scan = _centred(scan)
     assert scan.geometry.centre_px is not None
     centre = file_column(recipe.selection, scan.geometry.centre_px)
     known = msgspec.structs.replace(recipe.known, centre_px=centre)
@@ -80,6 +77,29 @@ def settled(whole: Acquisition, recipe: Recipe, watch: Watch, change: Change | N
         scan,
         geometry=replace(scan.geometry, truncated=is_truncated(sample, scan.geometry)),
         recipe=msgspec.structs.replace(scan.recipe, known=known),
+    )
+
+
+def _centred(scan: CtAcquisition) -> CtAcquisition:
+    """Return a scan with its rotation centre found; where no method can tell it, with the middle of the detector."""
+    try:
+        found = find_centre(scan)
+    except BadInput as error:
+        centre = (scan.shape[2] - 1) / 2
+        match = Match("rotation centre", "the middle of the detector", (), "no method can tell it from these views")
+        doubt = (
+            f"{error.message.partition(': ')[2]}: the middle of the detector, column {centre:g}, was taken. Give it."
+        )
+    else:
+        centre = found.centre_px
+        match = Match("rotation centre", "found in the projections", (), found.text)
+        doubt = f"Check the rotation centre: {found.text}." if found.at_edge or found.confidence < LOW else ""
+    return replace(
+        scan,
+        geometry=replace(scan.geometry, centre_px=centre),
+        matched=(*scan.matched, match),
+        warnings=(*scan.warnings, doubt[:1].upper() + doubt[1:]) if doubt else scan.warnings,
+        guessed=(*scan.guessed, "centre_px") if doubt else scan.guessed,
     )
 
 

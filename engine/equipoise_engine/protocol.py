@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise_engine.recipe import Recipe
+from equipoise_engine.recipe import Recipe, Source
 
 VERSION = 1
 MAGIC = b"EQP1"
@@ -129,16 +129,6 @@ class MatchFact(_Record, frozen=True):
     reason: str
 
 
-class SourceFact(_Record, frozen=True):
-    """A part of the files that may be given a role."""
-
-    name: str
-    """As `recipe.Role.source` names it."""
-    shape: tuple[int, ...]
-    kind: str
-    """Type of its values."""
-
-
 class MemoryFacts(_Record, frozen=True):
     """What a reconstruction of the scan will need, and what there is."""
 
@@ -180,7 +170,7 @@ class ScanFacts(_Record, frozen=True):
     """As `shape`, of the whole scan."""
     guessed: tuple[str, ...] = ()
     """Names of `recipe.Known` that the files do not say and were guessed."""
-    sources: tuple[SourceFact, ...] = ()
+    sources: tuple[Source, ...] = ()
     """Parts of the files that may be given a role."""
     memory: MemoryFacts | None = None
 
@@ -391,7 +381,7 @@ class Needed(_Message, frozen=True):
     """As it was asked for."""
     missing: tuple[str, ...]
     """Names of `recipe.Known`, or of its roles."""
-    sources: tuple[SourceFact, ...]
+    sources: tuple[Source, ...]
     message: str
 
 

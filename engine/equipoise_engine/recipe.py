@@ -57,6 +57,16 @@ class Role(_Part, frozen=True):
     source: str
 
 
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of the files that may have a role, as a reader lists them."""
+
+    name: str
+    """As `Role.source` names it."""
+    shape: tuple[int, ...] = ()
+    kind: str = ""
+    """Type of its values, for people."""
+
+
 class Known(_Part, frozen=True):
     """What the user knows about a scan that its files may not say, or say wrongly."""
 

@@ -15,6 +15,7 @@ from equipoise.session import Session
 from equipoise.state import Engine, EnginePhase, Job, JobPhase, State, Training, add_job, add_training
 from equipoise.view.adapt import AdaptView, default_out
 from equipoise_engine.protocol import FineTuneSettings, ReconstructSettings, ScanFacts
+from equipoise_engine.recipe import Recipe
 
 CT = ScanFacts(
     scan="ct",
@@ -23,6 +24,8 @@ CT = ScanFacts(
     format="Data Exchange HDF5",
     state="counts",
     shape=(181, 8, 64),
+    full_shape=(181, 8, 64),
+    recipe=Recipe(),
     slices=8,
     geometry=(),
     matched=(),
@@ -36,6 +39,8 @@ MRI = ScanFacts(
     format="fastMRI HDF5",
     state="k-space",
     shape=(5, 8, 64, 48),
+    full_shape=(5, 8, 64, 48),
+    recipe=Recipe(),
     slices=5,
     geometry=(),
     matched=(),

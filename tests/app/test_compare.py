@@ -20,6 +20,7 @@ from equipoise.state import Engine, EnginePhase, Job, JobPhase, Pane, Picture, R
 from equipoise.view.compare import CompareView
 from equipoise.view.pane import NO_NUMBER_COLOUR, PaneView
 from equipoise_engine.protocol import ReconstructSettings, ResultFacts, ScanFacts
+from equipoise_engine.recipe import Recipe
 
 SCAN = ScanFacts(
     scan="s",
@@ -28,6 +29,8 @@ SCAN = ScanFacts(
     format="Data Exchange HDF5",
     state="counts",
     shape=(181, 8, 64),
+    full_shape=(181, 8, 64),
+    recipe=Recipe(),
     slices=8,
     geometry=(),
     matched=(),

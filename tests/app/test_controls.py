@@ -16,6 +16,7 @@ from equipoise.session import Session
 from equipoise.state import Engine, EnginePhase, State
 from equipoise.view.controls import SENTENCES, ControlsView
 from equipoise_engine.protocol import ReconstructSettings, ScanFacts
+from equipoise_engine.recipe import Known, NegativeLog, Recipe
 
 CT = ScanFacts(
     scan="ct",
@@ -24,6 +25,8 @@ CT = ScanFacts(
     format="Data Exchange HDF5",
     state="counts",
     shape=(181, 8, 64),
+    full_shape=(181, 8, 64),
+    recipe=Recipe(known=Known(centre_px=31.25), steps=(NegativeLog(),)),
     slices=8,
     geometry=(("views", "181"), ("rotation centre", "31.25 px (found)")),
     matched=(),
@@ -37,6 +40,8 @@ MRI = ScanFacts(
     format="fastMRI HDF5",
     state="k-space",
     shape=(5, 8, 64, 48),
+    full_shape=(5, 8, 64, 48),
+    recipe=Recipe(),
     slices=5,
     geometry=(),
     matched=(),
@@ -46,7 +51,7 @@ MRI = ScanFacts(
 CONE = msgspec.structs.replace(CT, scan="cone", methods=("fdk", "cgls", "sirt", "tv"))
 VOLUME = {"views_every", "centre"}
 ITERATED = VOLUME | {"footprint"}
-COILS = {"accelerate", "virtual_coils", "prewhiten"}
+COILS = {"accelerate"}
 MAPS = COILS | {"coil_maps"}
 ITERATION = {"iterations", "tolerance"}
 
@@ -57,13 +62,13 @@ class Listener(Session):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[ReconstructSettings] = []
-        self.opened: list[tuple[str, float | None]] = []
+        self.opened: list[tuple[str, Recipe]] = []
 
     def reconstruct(self, settings: ReconstructSettings) -> None:
         self.asked.append(settings)
 
-    def open(self, path: str, centre_px: float | None = None) -> None:
-        self.opened.append((path, centre_px))
+    def open(self, path: str, recipe: Recipe = CT.recipe) -> None:
+        self.opened.append((path, recipe))
 
 
 @pytest.fixture
@@ -145,8 +150,6 @@ def test_each_method_shows_its_own_parameters(
         "subsets",
         "footprint",
         "coil_maps",
-        "virtual_coils",
-        "prewhiten",
         "filter_window",
         "model",
         "views_every",
@@ -218,8 +221,6 @@ def test_choices_become_settings_of_the_methods_that_have_them(
     view.coil_maps.setCurrentText("Walsh")
     press(qtbot, view)
     view.coil_maps.setCurrentText("ESPIRiT, two sets")
-    view.virtual_coils.setValue(5)
-    view.prewhiten.setChecked(True)
     press(qtbot, view)
     choose(view, "deq")
     assert view.coil_maps.findText("ESPIRiT, two sets") == -1
@@ -235,17 +236,11 @@ def test_choices_become_settings_of_the_methods_that_have_them(
         ReconstructSettings(method="tv", weighting="uniform", nonnegative=False, footprint="strip"),
         ReconstructSettings(method="fbp"),
         ReconstructSettings(method="tv", coil_maps="walsh"),
-        ReconstructSettings(method="tv", coil_maps="espirit-2", virtual_coils=5, prewhiten=True),
-        ReconstructSettings(method="deq", virtual_coils=5, prewhiten=True),
-        ReconstructSettings(method="grappa", virtual_coils=5, prewhiten=True),
+        ReconstructSettings(method="tv", coil_maps="espirit-2"),
+        ReconstructSettings(method="deq"),
+        ReconstructSettings(method="grappa"),
         ReconstructSettings(method="cgls"),
     ]
-
-
-def test_no_more_coils_are_kept_than_there_are(view: ControlsView, session: Listener) -> None:
-    session.select_scan("mri")
-    assert view.virtual_coils.maximum() == 8
-    assert view.virtual_coils.text() == "all coils"
 
 
 def test_there_are_no_more_subsets_than_views(view: ControlsView) -> None:
@@ -332,7 +327,12 @@ def test_the_centre_is_shown_and_the_scan_re_opened_with_another(
     qtbot.mouseClick(view.reopen_button, Qt.MouseButton.LeftButton)
     view.centre.clear()
     qtbot.mouseClick(view.reopen_button, Qt.MouseButton.LeftButton)
-    assert session.opened == [("/data/tooth.h5", 30.5), ("/data/tooth.h5", None)]
+    # the rest of the recipe stays as it was found
+    steps = CT.recipe.steps
+    assert session.opened == [
+        ("/data/tooth.h5", Recipe(known=Known(centre_px=30.5), steps=steps)),
+        ("/data/tooth.h5", Recipe(steps=steps)),
+    ]
 
 
 def test_nothing_starts_by_itself(view: ControlsView, session: Listener) -> None:

@@ -17,6 +17,7 @@ from equipoise.state import Engine, EnginePhase, Job, JobPhase, Pane, Run, State
 from equipoise.view.iterations import IterationsView
 from equipoise.view.plots import SERIES_COLOURS, log_ticks, positive_points
 from equipoise_engine.protocol import ReconstructSettings, ResultFacts, ScanFacts
+from equipoise_engine.recipe import Recipe
 
 SCAN = ScanFacts(
     scan="s",
@@ -25,6 +26,8 @@ SCAN = ScanFacts(
     format="Data Exchange HDF5",
     state="counts",
     shape=(181, 8, 64),
+    full_shape=(181, 8, 64),
+    recipe=Recipe(),
     slices=8,
     geometry=(),
     matched=(),

@@ -15,7 +15,8 @@ from pytestqt.qtbot import QtBot
 from equipoise.session import Session
 from equipoise.state import Engine, EnginePhase, Job, JobPhase, Pane, Run, State
 from equipoise.view.scan import ScanView, outcome
-from equipoise_engine.protocol import MatchFact, ReconstructSettings, ResultFacts, ScanFacts
+from equipoise_engine.protocol import MatchFact, MemoryFacts, ReconstructSettings, ResultFacts, ScanFacts
+from equipoise_engine.recipe import NegativeLog, Recipe, Selection, Span
 
 CT = ScanFacts(
     scan="ct",
@@ -24,6 +25,8 @@ CT = ScanFacts(
     format="Data Exchange HDF5",
     state="counts",
     shape=(181, 8, 64),
+    full_shape=(181, 8, 64),
+    recipe=Recipe(),
     slices=8,
     geometry=(("pixel size", "0.5 mm"), ("rotation centre", "31.25 px (found)")),
     matched=(MatchFact(role="flats", source="/exchange/data_white", shape=(10, 8, 64), reason="its name"),),
@@ -37,6 +40,8 @@ MRI = ScanFacts(
     format="fastMRI HDF5",
     state="k-space",
     shape=(5, 8, 64, 48),
+    full_shape=(5, 8, 64, 48),
+    recipe=Recipe(),
     slices=5,
     geometry=(),
     matched=(),
@@ -135,6 +140,29 @@ def test_the_facts_are_those_of_the_selected_scan(view: ScanView, session: Sessi
 
 def test_what_was_matched_is_shown_with_its_reason(view: ScanView) -> None:
     assert rows(view.matched) == [["flats", "/exchange/data_white", "10 × 8 × 64", "its name"]]
+
+
+def test_a_button_asks_to_change_what_was_matched(qtbot: QtBot, view: ScanView) -> None:
+    view.tabs.setCurrentIndex(1)
+    with qtbot.waitSignal(view.change_wanted, timeout=1000):
+        qtbot.mouseClick(view.change_button, Qt.MouseButton.LeftButton)
+
+
+def test_the_facts_tell_what_is_taken_and_what_it_needs(view: ScanView, session: Session) -> None:
+    assert "Selection" not in dict(rows(view.facts))
+    memory = MemoryFacts(
+        host_bytes=1, host_free=2, device_bytes=0, device_free=0, disk_bytes=1, text="Needs 1 of 2 bytes."
+    )
+    part = msgspec.structs.replace(
+        CT,
+        recipe=Recipe(selection=Selection(rows=Span(first=2, last=6)), steps=(NegativeLog(),)),
+        memory=memory,
+    )
+    session._set(replace(session.state, scans=(part, MRI)))
+    facts = dict(rows(view.facts))
+    assert facts["Selection"] == "181 views, 4 of 8 rows, 64 columns: 50 % of the data"
+    assert facts["Memory"] == "Needs 1 of 2 bytes."
+    assert "Step 1" in facts
 
 
 def test_warnings_have_words_a_sign_and_amber(view: ScanView, session: Session) -> None:

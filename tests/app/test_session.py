@@ -19,7 +19,8 @@ from equipoise.session import Session
 from equipoise.settings import Settings, SettingsStore
 from equipoise.state import EnginePhase, JobPhase, State, active_jobs
 from equipoise.supervisor import Limits
-from equipoise_engine.protocol import FineTuneSettings, ReconstructSettings
+from equipoise_engine.protocol import CentreFound, Failed, FindCentre, FineTuneSettings, Look, ReconstructSettings, Seen
+from equipoise_engine.recipe import AngleRange, Known, NegativeLog, Recipe, Selection
 
 # It speaks the protocol; the name of the file that is opened says what it does.
 SMALL_ENGINE = Path(__file__).with_name("small_engine.py")
@@ -27,6 +28,7 @@ SMALL_ENGINE = Path(__file__).with_name("small_engine.py")
 QUICK = Limits(heartbeat=0.05, answer=0.5, start=20.0, cancel=0.4, steady=10.0, delays=(0.05, 0.05, 0.1), losses=5)
 
 Make = Callable[..., Session]
+AS_IT_IS = Recipe()
 
 
 @pytest.fixture
@@ -284,7 +286,7 @@ def test_job_that_was_not_sent_yet_is_cancelled_at_once(qtbot: QtBot, make: Make
 def test_restart_on_demand_is_no_loss_in_the_count(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
     session = make(*small)
     session.start()
-    session.open("/data/a.h5", 1.5)
+    session.open("/data/a.h5", Recipe(known=Known(centre_px=2.5)))
     until(qtbot, session, lambda s: quiet(s) and shows(0)(s))
     first = session.engine_pid
     session.restart_engine()
@@ -292,7 +294,8 @@ def test_restart_on_demand_is_no_loss_in_the_count(qtbot: QtBot, make: Make, sma
     assert session.engine_pid != first
     assert session.state.engine.restarts == 0
     # what the user has said about the scan is not forgotten
-    assert session.state.scans[0].geometry == (("Centre", "1.5"),)
+    assert session.state.scans[0].geometry == (("Centre", "2.5"),)
+    assert session.asked_recipe("/data/a.h5") == Recipe(known=Known(centre_px=2.5))
 
 
 def test_bad_stored_settings_are_told(qtbot: QtBot, tmp_path: Path) -> None:
@@ -322,6 +325,116 @@ def test_without_a_scan_jobs_are_refused(qtbot: QtBot, make: Make, small: tuple[
     session.adapt(FineTuneSettings(steps=1), "/tmp/never.safetensors")
     assert session.state.jobs == ()
     assert session.state.notices[-1].text == "Open a scan first."
+
+
+def look(index: int, path: str = "/data/a.h5", recipe: Recipe = AS_IT_IS) -> Look:
+    return Look(path=path, recipe=recipe, what="projection", index=index)
+
+
+def test_one_picture_of_a_purpose_is_under_way_and_the_newest_wish_wins(
+    qtbot: QtBot, make: Make, small: tuple[str, ...]
+) -> None:
+    session = make(*small)
+    session.start()
+    seen: list[tuple[str, int, float]] = []
+    session.seen.connect(lambda purpose, event, pixels: seen.append((purpose, event.index, float(pixels[0, 0]))))
+    for index in range(6):
+        session.look("one", look(index))
+    session.look("other", look(8))
+    assert session.is_looking("one")
+    qtbot.waitUntil(lambda: len(seen) == 3, timeout=10_000)
+    qtbot.wait(100)
+    # the first that was asked for, and the newest of those that waited
+    assert seen == [("one", 0, 1.0), ("other", 8, 2.0), ("one", 5, 3.0)]
+    assert not session.is_looking("one")
+    # pictures are no jobs, and change nothing of the state
+    assert session.state.jobs == ()
+
+
+def test_a_picture_that_fails_raises_no_notice(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
+    session = make(*small)
+    session.start()
+    failures: list[tuple[str, Failed]] = []
+    session.look_failed.connect(lambda purpose, failed: failures.append((purpose, failed)))
+    session.look("one", look(0, recipe=Recipe(selection=Selection(bin=64))))
+    qtbot.waitUntil(lambda: len(failures) == 1, timeout=10_000)
+    assert failures[0][0] == "one"
+    assert "cannot be binned by 64" in failures[0][1].message
+    assert session.state.notices == ()
+    assert not session.is_looking("one")
+
+
+def test_a_picture_that_ends_the_engine_is_not_asked_for_again(
+    qtbot: QtBot, make: Make, small: tuple[str, ...]
+) -> None:
+    session = make(*small)
+    session.start()
+    until(qtbot, session, is_ready)
+    failures: list[Failed] = []
+    session.look_failed.connect(lambda purpose, failed: failures.append(failed))
+    session.look("one", look(0, "/data/crash.h5"))
+    session.look("one", look(1, "/data/crash.h5"))
+    until(qtbot, session, lambda s: s.engine.phase is not EnginePhase.READY)
+    assert "engine was lost" in failures[0].message
+    until(qtbot, session, is_ready)
+    restarts = session.state.engine.restarts
+    session.look("one", look(0, "/data/crash.h5"))
+    assert "ended the engine before" in failures[1].message
+    qtbot.wait(200)
+    assert session.state.engine.phase is EnginePhase.READY
+    assert session.state.engine.restarts == restarts
+    # others are, and the user's own wish to open it again clears it
+    seen: list[Seen] = []
+    session.seen.connect(lambda purpose, event, pixels: seen.append(event))
+    session.look("one", look(0))
+    qtbot.waitUntil(lambda: len(seen) == 1, timeout=10_000)
+
+
+def test_what_is_missing_is_kept_until_the_scan_is_open(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
+    session = make(*small)
+    session.start()
+    session.open("/data/needy.h5")
+    until(qtbot, session, lambda s: s.needed is not None and not active_jobs(s) and bool(s.notices))
+    needed = session.state.needed
+    assert needed is not None
+    assert (needed.path, needed.missing, needed.recipe) == ("/data/needy.h5", ("angles",), Recipe())
+    assert session.state.jobs[0].phase is JobPhase.FAILED
+    assert session.settings.recent == ()
+    angles = AngleRange(start_deg=0, stop_deg=180)
+    session.open("/data/needy.h5", Recipe(known=Known(angles=angles)))
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s))
+    assert session.state.needed is None
+    assert session.state.scans[0].recipe.known.angles == angles
+
+
+def test_results_of_an_earlier_recipe_stay_and_are_told_apart(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
+    session = make(*small)
+    session.start()
+    session.open("/data/a.h5")
+    until(qtbot, session, lambda s: quiet(s) and shows(0)(s))
+    session.open("/data/a.h5", Recipe(steps=(NegativeLog(floor=0.25),)))
+    until(qtbot, session, lambda s: quiet(s) and len(s.runs) == 2 and s.runs[1].result is not None)
+    session.reconstruct(ReconstructSettings(method="fbp"))
+    until(qtbot, session, lambda s: quiet(s) and len(s.runs) == 3 and s.runs[2].result is not None)
+    session.open("/data/a.h5")
+    until(qtbot, session, lambda s: quiet(s) and len(s.runs) == 4 and s.runs[3].result is not None)
+    runs = session.state.runs
+    assert [r.label for r in runs] == ["FBP", "FBP, recipe 2", "FBP, recipe 2 #2", "FBP #2"]
+    assert {r.scan for r in runs} == {session.state.scan}
+    assert runs[0].recipe == runs[3].recipe != runs[1].recipe
+
+
+def test_the_centre_is_a_job_with_an_answer(qtbot: QtBot, make: Make, small: tuple[str, ...]) -> None:
+    session = make(*small)
+    session.start()
+    found: list[CentreFound] = []
+    session.centre_found.connect(found.append)
+    job = session.find_centre(FindCentre(path="/data/a.h5", recipe=Recipe()))
+    until(qtbot, session, lambda s: bool(s.jobs) and not active_jobs(s))
+    assert job == session.state.jobs[0].id
+    assert session.state.jobs[0].phase is JobPhase.DONE
+    assert session.state.jobs[0].message == "agreed"
+    assert found[0].centre_px == 1.25
 
 
 # --- the real engine ----------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from equipoise_engine.protocol import (
     Exported,
     Failed,
     Finished,
+    Needed,
     Opened,
     Pixels,
     Ready,
@@ -48,6 +49,7 @@ from equipoise_engine.protocol import (
     Tuned,
     Working,
 )
+from equipoise_engine.recipe import Recipe, Selection, Span
 
 PIXELS = np.arange(6, dtype=np.float32).reshape(2, 3)
 READY = Ready(version=1, package="0.1.0", device="cpu", python="3.11", torch="2.13", threads=2)
@@ -62,6 +64,8 @@ def scan(key: str = "scan-1", path: str = "/data/tooth.h5", slices: int = 5) -> 
         format="Data Exchange",
         state="counts",
         shape=(181, slices, 640),
+        full_shape=(181, slices, 640),
+        recipe=Recipe(),
         slices=slices,
         geometry=(),
         matched=(),
@@ -520,3 +524,39 @@ def test_run_is_frozen() -> None:
     with pytest.raises(AttributeError):
         run.label = "x"  # type: ignore[misc]
     assert replace(run, label="x").label == "x"
+
+
+def test_the_same_slice_is_shown_of_results_with_another_selection_of_rows() -> None:
+    whole = msgspec.structs.replace(scan(slices=100), methods=("fbp",))
+    rows = Selection(rows=Span(first=40, last=80, step=2), bin=2)
+    part = msgspec.structs.replace(whole, scan="scan-2", shape=(181, 10, 320), slices=10, recipe=Recipe(selection=rows))
+    state = play(with_job(State(), 1, "open"), (1, Opened(facts=whole)), (1, Finished()))
+    state = play(with_job(state, 2), (2, started("a")), (2, Reconstructed(facts=result("a", 100))), (2, Finished()))
+    # rows 60 to 63 of the file, of which 60 and 62 are put together
+    state = change.set_slice(state, 61)
+    state = play(with_job(state, 3, "open"), (3, Opened(facts=part)), (3, Finished()))
+    assert state.slice_index == 5
+    assert wanted(state, Pane(run="a")) == Wish("a", 61, None)
+    made = msgspec.structs.replace(started("b"), scan="scan-2")
+    facts = msgspec.structs.replace(result("b", 10), scan="scan-2")
+    state = play(with_job(state, 4), (4, made), (4, Reconstructed(facts=facts)), (4, Finished()))
+    assert wanted(state, Pane(run="b")) == Wish("b", 5, None)
+    back = msgspec.structs.replace(whole, scan="scan-3")
+    state = play(with_job(state, 5, "open"), (5, Opened(facts=back)), (5, Finished()))
+    assert state.slice_index == 61
+    assert wanted(state, Pane(run="b")) == Wish("b", 5, None)
+    # a slice that the selection left out is not shown
+    state = change.set_slice(state, 10)
+    assert wanted(state, Pane(run="b")) is None
+    assert wanted(state, Pane(run="a")) == Wish("a", 10, None)
+
+
+def test_what_a_scan_lacks_is_kept_for_opening_only() -> None:
+    needed = Needed(path="/data/x.h5", recipe=Recipe(), missing=("angles",), sources=(), message="no angles")
+    assert play(State(), (7, needed)).needed is None
+    state = play(with_job(State(), 1, "open"), (1, needed), (1, Failed(kind="bad-input", message="no angles")))
+    assert state.needed == needed
+    # another scan that opens leaves it, the scan itself ends it
+    state = play(with_job(state, 2, "open"), (2, Opened(facts=scan())))
+    assert state.needed == needed
+    assert play(with_job(state, 3, "open"), (3, Opened(facts=scan("scan-2", "/data/x.h5")))).needed is None

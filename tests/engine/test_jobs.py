@@ -21,10 +21,10 @@ from equipoise_engine.geometry import Cartesian, ParallelBeam
 from equipoise_engine.measured import Undersampling, measure
 from equipoise_engine.methods import methods_for, with_defaults
 from equipoise_engine.model import Architecture, EquilibriumModel
-from equipoise_engine.opening import open_scan
+from equipoise_engine.opening import open_scan, settled
 from equipoise_engine.progress import Cancelled, Progress, unwatched
 from equipoise_engine.protocol import FineTuneSettings, ReconstructSettings
-from equipoise_engine.recipe import Recipe
+from equipoise_engine.recipe import Known, Recipe, Selection, Span
 from equipoise_engine.volume import Iterates, Store, Volume
 from equipoise_engine.weights import Checkpoint, read_checkpoint, write_checkpoint
 from equipoise_resources import sample_path
@@ -143,6 +143,12 @@ def test_batches_begin_with_the_preview_and_cover_each_slice_once(first: int, la
 
 def test_voxels_are_as_large_as_the_scan_says() -> None:
     assert jobs.voxel_size(ct_scan(), (21, 21)) == (0.5, 0.5, 0.5)
+    # every second row, two of which are put together: four rows of the file apart
+    part = Recipe(known=Known(centre_px=10.0), selection=Selection(rows=Span(step=2), bin=2), steps=())
+    assert jobs.voxel_size(settled(ct_scan(8), part, unwatched), (10, 10)) == (2.0, 1.0, 1.0)
+    # a single row is not binned
+    part = Recipe(known=Known(centre_px=10.0), selection=Selection(rows=Span(last=1), bin=2), steps=())
+    assert jobs.voxel_size(settled(ct_scan(8), part, unwatched), (10, 10)) == (0.5, 1.0, 1.0)
     assert jobs.voxel_size(mri_scan(), (17, 26)) == (4.0, 10.0, 10.0)
     # an image that was cropped along x has smaller pixels only if its field of view stayed, which it says itself
     assert jobs.voxel_size(mri_scan(), (34, 26)) == (4.0, 5.0, 10.0)

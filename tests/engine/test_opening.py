@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import msgspec
 import numpy as np
 import pytest
@@ -104,3 +105,16 @@ def test_what_was_looked_at_is_kept_until_it_changes(tmp_path: Path) -> None:
     assert other.geometry.centre_px == 33.0
     path.touch()
     assert scans.scan(path, Recipe(), unwatched) is not first
+
+
+def test_a_scan_whose_axis_cannot_be_found_opens_about_the_middle(tmp_path: Path) -> None:
+    path = tmp_path / "few.h5"
+    with h5py.File(path, "w") as file:
+        file["exchange/data"] = np.random.default_rng(1).normal(1.0, 0.1, (4, 2, 31))
+        file["exchange/theta"] = np.array([0.0, 10.0, 20.0, 30.0])
+    scan = open_scan(path, Recipe(), unwatched)
+    assert isinstance(scan, CtAcquisition)
+    assert scan.geometry.centre_px == 15.0
+    assert "centre_px" in scan.guessed
+    assert any("the middle of the detector, column 15, was taken" in text for text in scan.warnings)
+    assert "centre_px" not in open_scan(path, Recipe(known=Known(centre_px=14.0)), unwatched).guessed

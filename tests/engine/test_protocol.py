@@ -16,7 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise_engine import protocol
-from equipoise_engine.recipe import AngleRange, FlatField, Known, NegativeLog, Recipe, Rings, Role, Selection, Span
+from equipoise_engine.recipe import (
+    AngleRange,
+    FlatField,
+    Known,
+    NegativeLog,
+    Recipe,
+    Rings,
+    Role,
+    Selection,
+    Source,
+    Span,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 RECONSTRUCT = protocol.ReconstructSettings(
@@ -40,7 +51,7 @@ RECIPE = Recipe(
     selection=Selection(rows=Span(first=1, last=2), bin=2),
     steps=(FlatField(), NegativeLog(), Rings(method="fitting")),
 )
-SOURCES = (protocol.SourceFact(name="/exchange/data", shape=(181, 2, 640), kind="float32"),)
+SOURCES = (Source(name="/exchange/data", shape=(181, 2, 640), kind="float32"),)
 SCAN = protocol.ScanFacts(
     scan="scan-1",
     path="/data/tooth.h5",

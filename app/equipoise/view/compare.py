@@ -8,13 +8,16 @@ from PySide6.QtCore import QPointF, QRectF, Qt, Signal
 from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QSlider, QSpinBox, QVBoxLayout, QWidget
 
 from equipoise.session import Session
-from equipoise.state import MAX_PANES, Pane, Picture, Run, State, find_job, find_run, find_scan
+from equipoise.state import MAX_PANES, Pane, Picture, Run, State, find_job, find_run, find_scan, slice_count, slice_of
 from equipoise.view.levels import LevelsControl
 from equipoise.view.pane import EMPTY_HINT, PaneView
 
 ANALYTIC_METHODS = ("fbp", "fdk", "zerofilled", "gridding")
 _GRIDS = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3}
 """Number of panes -> columns of the grid."""
+
+_FEWEST_COMMON = 4
+"""Of ranges of the same values the common part is at least the wider divided by this."""
 
 Levels = tuple[float, float]
 
@@ -113,7 +116,7 @@ class CompareView(QWidget):
         if new_pictures or old.active_pane != new.active_pane:
             self._show_levels_of_active()
         self._set_home()
-        if old.scans is not new.scans or old.scan != new.scan or old.slice_index != new.slice_index:
+        if entries_changed or old.scan != new.scan or old.slice_index != new.slice_index:
             self._show_slice()
         if self._pointer is not None and new_pictures:
             self._point(self._pointer)
@@ -151,8 +154,7 @@ class CompareView(QWidget):
         return view
 
     def _show_slice(self) -> None:
-        facts = find_scan(self._state, self._state.scan)
-        last = 0 if facts is None else max(0, facts.slices - 1)
+        last = max(0, slice_count(self._state) - 1)
         for control in (self.slider, self.slice_box):
             control.blockSignals(True)
             control.setRange(0, last)
@@ -209,10 +211,25 @@ class CompareView(QWidget):
                 self._reference = reference.run
                 self._auto_levels = _sound(reference.low, reference.high)
         levels = self._chosen_levels or self._auto_levels
-        if levels is not None:
-            for view in self.panes:
-                if view.levels() != levels:
-                    view.set_levels(*levels)
+        for number, view in enumerate(self.panes):
+            if self._is_apart(number):
+                self._set_own_levels(number)
+            elif levels is not None and view.levels() != levels:
+                view.set_levels(*levels)
+
+    def _is_apart(self, number: int) -> bool:
+        """Whether a pane shows values of another unit, which have levels of their own also where these are linked."""
+        picture, other = self._state.panes[number].picture, self._reference_picture()
+        if picture is None or other is None or picture.run == other.run:
+            return False
+        run, others = find_run(self._state, picture.run), find_run(self._state, other.run)
+        if run is None or run.result is None or others is None:
+            return False
+        if others.result is not None and run.result.unit != others.result.unit:
+            return True
+        # the files of references seldom tell their unit
+        low, high = (other.low, other.high) if others.result is None else (others.result.low, others.result.high)
+        return run.is_reference and not _alike((run.result.low, run.result.high), (low, high))
 
     def _set_own_levels(self, number: int) -> None:
         picture = self._state.panes[number].picture
@@ -229,8 +246,10 @@ class CompareView(QWidget):
             run = runs.get(picture.run)
             if run is not None and run.settings.method in ANALYTIC_METHODS and run.scan == self._state.scan:
                 return picture
+        # one that was opened to compare with says nothing of the others
+        made = [p for p in shown if p.run not in runs or not runs[p.run].is_reference] or shown
         active = self._state.panes[self._state.active_pane].picture
-        return active or (shown[0] if shown else None)
+        return next((p for p in made if p is active), made[0] if made else None)
 
     def _show_levels_of_active(self) -> None:
         number = min(self._state.active_pane, len(self.panes) - 1)
@@ -245,12 +264,13 @@ class CompareView(QWidget):
             self.levels.set_histogram(pixels)
 
     def _take_levels(self, low: float, high: float) -> None:
-        if self.levels.linked():
+        number = self._state.active_pane
+        if self.levels.linked() and not self._is_apart(number):
             self._chosen_levels = (low, high)
-            for view in self.panes:
-                view.set_levels(low, high)
+            for other, view in enumerate(self.panes):
+                if not self._is_apart(other):
+                    view.set_levels(low, high)
         else:
-            number = self._state.active_pane
             self._pane_levels[number] = (low, high)
             self.panes[number].set_levels(low, high)
 
@@ -291,7 +311,7 @@ class CompareView(QWidget):
         text = f"row {row}, column {column}"
         run = find_run(self._state, picture.run)
         facts = None if run is None else find_scan(self._state, run.scan)
-        if run is None or facts is None or not _calibrated(self._state, run.scan):
+        if run is None or facts is None or not _calibrated(self._state, run):
             return text
         # the origin is the rotation axis (CT) or the sample that a centred Fourier transform calls zero (MRI)
         middle = [(n - 1) / 2 if facts.kind == "ct" else n // 2 for n in shape]
@@ -340,8 +360,11 @@ def _entries(state: State) -> tuple[tuple[str, str], ...]:
     return tuple(entries)
 
 
-def _calibrated(state: State, scan: str) -> bool:
-    return any(run.result is not None and run.scan == scan and run.result.calibrated for run in state.runs)
+def _calibrated(state: State, run: Run) -> bool:
+    if run.result is not None:
+        return run.result.calibrated
+    others = (other for other in state.runs if other.scan == run.scan and not other.is_reference)
+    return any(other.result is not None and other.result.calibrated for other in others)
 
 
 def _place(state: State, picture: Picture | None) -> QRectF:
@@ -354,7 +377,7 @@ def _place(state: State, picture: Picture | None) -> QRectF:
     if run is not None:
         # while a run has no result yet, its field of view is that of the other results of its scan
         results = [run.result] if run.result is not None else []
-        results += [other.result for other in state.runs if other.result is not None and other.scan == run.scan]
+        results += [r.result for r in state.runs if r.result is not None and r.scan == run.scan and not r.is_reference]
         if results:
             first = results[0]
             height, width = first.shape[1] * first.voxel_mm[1], first.shape[2] * first.voxel_mm[2]
@@ -367,7 +390,8 @@ def _caption(state: State, pane: Pane) -> tuple[str, str]:
     if picture is None:
         return ("waiting for the first picture" if pane.run is not None else "empty"), ""
     run = find_run(state, picture.run)
-    shown = "result" if picture.step is None else f"iterate {picture.step}"
+    result = "reference" if run is not None and run.is_reference else "result"
+    shown = result if picture.step is None else f"iterate {picture.step}"
     text = f"slice {picture.index} · {shown}"
     wanted = find_run(state, pane.run)
     if run is None or run is not wanted:
@@ -375,21 +399,27 @@ def _caption(state: State, pane: Pane) -> tuple[str, str]:
         text = f"{run.label if run is not None else 'earlier result'} · {text}"
     if wanted is not None and wanted.run != picture.run:
         text += f" (waiting for {wanted.label})"
-    elif wanted is not None and picture.index != state.slice_index:
+    elif wanted is not None and picture.index != (index := slice_of(state, wanted)):
         if pane.asked is not None:
-            text += f" (waiting for slice {state.slice_index})"
+            text += f" (waiting for slice {index})"
         elif wanted.result is None:
             text += f" (its iterates are kept for slice {wanted.preview_slice})"
         else:
-            text += f" (slice {state.slice_index} is not in this result)"
+            text += f" (slice {index} is not in this result)"
     if wanted is not None and not wanted.held:
         text += " (picture kept, data gone)"
     residual = _data_residual(run, picture.step)
     return text, "" if residual is None else f"data residual {residual:.3g}"
 
 
+def _alike(one: Levels, other: Levels) -> bool:
+    """Whether two ranges have much in common."""
+    common = min(one[1], other[1]) - max(one[0], other[0])
+    return common > max(one[1] - one[0], other[1] - other[0]) / _FEWEST_COMMON
+
+
 def _data_residual(run: Run | None, step: int | None) -> float | None:
-    if run is None:
+    if run is None or run.is_reference:
         return None
     if step is None:
         return None if run.result is None else run.result.data_residual

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import PurePath
 
+import msgspec
 from PySide6.QtCore import QLocale, Qt
 from PySide6.QtGui import QDoubleValidator, QPalette
 from PySide6.QtWidgets import (
@@ -212,13 +212,6 @@ class ControlsView(QWidget):
             "(Walsh et al., 2000); two sets unfold an object that wraps around its field of view",
             COIL_MAPS,
         )
-        self.virtual_coils = _count("Virtual coils", "Compress k-space to so many coils, which is quicker", 0, 0)
-        self.virtual_coils.setSpecialValueText("all coils")
-        self.prewhiten = QCheckBox("Whiten the noise")
-        self.prewhiten.setAccessibleName("Whiten the noise")
-        self.prewhiten.setToolTip(
-            "Make the noise of the coils equal and independent first, as estimated at the edge of k-space"
-        )
         self.filter_window = QComboBox()
         self.filter_window.addItems(WINDOWS)
         self.filter_window.setAccessibleName("Filter window")
@@ -272,8 +265,6 @@ class ControlsView(QWidget):
         self.form.addRow("", self.nonnegative)
         self.form.addRow("&Footprint", self.footprint)
         self.form.addRow("Coil &maps", self.coil_maps)
-        self.form.addRow("Virtual &coils", self.virtual_coils)
-        self.form.addRow("", self.prewhiten)
         self.form.addRow("&Window", self.filter_window)
         self.form.addRow("M&odel", self.model)
         self.form.addRow("Every k-th &view", self.views_every)
@@ -320,8 +311,6 @@ class ControlsView(QWidget):
             subsets=self.subsets.value() if shown[self.subsets] else 1,
             footprint=str(self.footprint.currentData()) if shown[self.footprint] else FOOTPRINTS[0][1],
             coil_maps=str(self.coil_maps.currentData()) if shown[self.coil_maps] else COIL_MAPS[0][1],
-            virtual_coils=self.virtual_coils.value() if shown[self.virtual_coils] else 0,
-            prewhiten=self.prewhiten.isChecked() and shown[self.prewhiten],
             window=self.filter_window.currentText() if method in FILTERED else WINDOWS[0],
             views_every=self.views_every.value() if shown[self.views_every] else 1,
             accelerate=self.accelerate.value() if shown[self.accelerate] else 1,
@@ -368,7 +357,6 @@ class ControlsView(QWidget):
                 self.first.setValue(0)
                 self.last.setValue(max(0, facts.slices - 1))
                 self.centre.setText(_centre(facts))
-                self.virtual_coils.setMaximum(_coils(facts))
                 self.subsets.setValue(1)
                 if facts.kind == "ct":
                     self.views_every.setMaximum(max(1, facts.shape[0] // 2))
@@ -392,8 +380,6 @@ class ControlsView(QWidget):
             self.subsets: method == "sirt",
             self.footprint: kind == "ct" and not cone and method in ITERATIVE,
             self.coil_maps: kind == "mri" and method in WITH_COIL_MAPS,
-            self.virtual_coils: kind == "mri" and _coils(facts) > 1,
-            self.prewhiten: kind == "mri" and _coils(facts) > 1,
             self.filter_window: method in FILTERED,
             self.model: method == "deq",
             self.views_every: kind == "ct",
@@ -458,12 +444,9 @@ class ControlsView(QWidget):
     def _reopen(self) -> None:
         facts = find_scan(self._state, self._state.scan)
         if facts is not None and self.reopen_button.isEnabled():
-            self._session.open(facts.path, self.centre.value() if self.centre.text().strip() else None)
-
-
-def _coils(facts: ScanFacts | None) -> int:
-    """Number of receive coils of an MRI scan, else 0."""
-    return facts.shape[1] if facts is not None and facts.kind == "mri" else 0
+            centre = self.centre.value() if self.centre.text().strip() else None
+            known = msgspec.structs.replace(facts.recipe.known, centre_px=centre)
+            self._session.open(facts.path, msgspec.structs.replace(facts.recipe, known=known))
 
 
 def _choice(name: str, tip: str, entries: tuple[tuple[str, str], ...] = ()) -> QComboBox:
@@ -485,8 +468,6 @@ def _count(name: str, tip: str, low: int, high: int) -> QSpinBox:
 
 
 def _centre(facts: ScanFacts) -> str:
-    """Number of the rotation centre among the facts of a scan, as text, or nothing."""
-    for name, value in facts.geometry:
-        if "centre" in name.lower() and (found := re.search(r"-?\d+(\.\d+)?", value)):
-            return found.group()
-    return ""
+    """Rotation centre of a scan as text, or nothing."""
+    centre = facts.recipe.known.centre_px
+    return "" if centre is None else f"{centre:.6g}"

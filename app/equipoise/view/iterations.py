@@ -10,7 +10,7 @@ from PySide6.QtCore import QEvent, Qt, QTimer
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QSlider, QStyle, QToolButton, QVBoxLayout, QWidget
 
 from equipoise.session import Session
-from equipoise.state import Run, State, find_run
+from equipoise.state import Run, State, find_run, slice_of
 from equipoise.view.plots import (
     colour_plot,
     log_plot,
@@ -207,7 +207,7 @@ class IterationsView(QWidget):
         run = find_run(self._state, self._state.panes[number].run)
         if run is None or not _iterates(run):
             return
-        if self._state.slice_index != run.preview_slice:
+        if slice_of(self._state, run) != run.preview_slice:
             # iterates are kept for this one slice
             self._session.set_slice(run.preview_slice)
         step = run.steps[position] if position < len(run.steps) else None

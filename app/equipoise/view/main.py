@@ -38,7 +38,7 @@ from PySide6.QtWidgets import (
 from equipoise.commands import COMMANDS, MENUS, Command, recent_commands
 from equipoise.session import Session
 from equipoise.settings import Settings
-from equipoise.state import EnginePhase, State, active_jobs
+from equipoise.state import EnginePhase, State, active_jobs, find_scan
 from equipoise.view.adapt import AdaptView
 from equipoise.view.compare import CompareView
 from equipoise.view.controls import ControlsView
@@ -55,6 +55,7 @@ from equipoise.view.iterations import IterationsView
 from equipoise.view.jobs import JobsView
 from equipoise.view.log import LogView
 from equipoise.view.notices import NoticeBar
+from equipoise.view.prepare.window import PrepareWindow
 from equipoise.view.scan import ScanView
 from equipoise.view.theme import apply_theme, colours
 from equipoise.view.welcome import WelcomeView
@@ -102,6 +103,8 @@ class MainWindow(QMainWindow):
         self.jobs = JobsView(session)
         self.log = LogView(session, log_folder)
         self.notices = NoticeBar(session)
+        self.prepare = PrepareWindow(session, self)
+        self.scan.change_wanted.connect(self._change_reading)
         offered = tuple(c for c in COMMANDS if c.id.startswith("open-"))
         self.welcome = WelcomeView(session, offered, self.run_command)
 
@@ -165,7 +168,7 @@ class MainWindow(QMainWindow):
         """Bring every part of the window up to date."""
         if self._closing:
             return
-        self.pages.setCurrentWidget(self.splitter if new.scans else self.welcome)
+        self.pages.setCurrentWidget(self.splitter if new.scans or new.runs else self.welcome)
         for view in (
             self.notices,
             self.compare,
@@ -180,6 +183,8 @@ class MainWindow(QMainWindow):
         self._enable(new)
         if old.engine is not new.engine or not self.engine_label.text():
             self._show_engine(new)
+        if _wants_preparing(old, new):
+            self.prepare_scan()
         count = len(active_jobs(new))
         self.docks["jobs"].setWindowTitle(f"Jobs ({count} running)" if count else "Jobs")
 
@@ -384,9 +389,33 @@ class MainWindow(QMainWindow):
         dialog.filesSelected.connect(self._open_all)
         self._open_dialog(dialog)
 
+    @Slot()
+    def _change_reading(self) -> None:
+        self.prepare.tabs.setCurrentWidget(self.prepare.reading)
+        self.prepare_scan()
+
+    def ask_reference(self, *, folder: bool) -> None:
+        """Let the user choose an image volume to compare with, a file or a folder, and open it."""
+        dialog = QFileDialog(self, "Open reference", self._last_folder())
+        dialog.setFileMode(QFileDialog.FileMode.Directory if folder else QFileDialog.FileMode.ExistingFile)
+        if folder:
+            dialog.setOption(QFileDialog.Option.ShowDirsOnly)
+        else:
+            dialog.setNameFilters(
+                ["Image volumes (*.dcm *.nii *.nii.gz *.nrrd *.nhdr *.tif *.tiff *.h5 *.hdf5)", "All files (*)"]
+            )
+        dialog.fileSelected.connect(self._session.open_reference)
+        self._open_dialog(dialog)
+
     def open_sample(self, kind: str) -> None:
         """Open the sample scan, "ct" or "mri"."""
         self._session.open(str(sample_path(kind)))
+
+    def prepare_scan(self) -> None:
+        """Show the window that prepares the scan."""
+        self.prepare.show()
+        self.prepare.raise_()
+        self.prepare.activateWindow()
 
     def reconstruct(self) -> None:
         """Reconstruct with the parameters in the controls."""
@@ -401,7 +430,7 @@ class MainWindow(QMainWindow):
     def ask_export(self, kind: str) -> None:
         """Let the user choose what to export as "tiff" or "dicom", and where to."""
         state = self._session.state
-        runs = tuple(run for run in state.runs if run.result is not None and run.held)
+        runs = tuple(r for r in state.runs if r.result is not None and r.held and not r.is_reference)
         if not runs:
             return
         shown = state.panes[state.active_pane].run
@@ -506,6 +535,7 @@ class MainWindow(QMainWindow):
 
     def _end(self) -> None:
         self._closing = True
+        self.prepare.close()
         settings = replace(
             self._session.settings,
             window_geometry=bytes(self.saveGeometry().data()),
@@ -548,10 +578,20 @@ class MainWindow(QMainWindow):
         return self._dialog
 
 
+def _wants_preparing(old: State, new: State) -> bool:
+    """Whether a scan has come that lacks something, or of which something was guessed."""
+    if new.needed is not None and new.needed is not old.needed:
+        return True
+    facts = find_scan(new, new.scan)
+    return facts is not None and bool(facts.guessed) and all(facts.path != scan.path for scan in old.scans)
+
+
 _SEPARATED = {
-    ("open", "export"),
+    ("open", "reference"),
+    ("reference", "export"),
     ("export", "preferences"),
     ("preferences", "quit"),
+    ("prepare", "reconstruct"),
     ("adapt", "cancel"),
     ("previous", "panes"),
     ("panes", "reset"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from PySide6.QtCore import QEvent, QPoint, Qt
-from PySide6.QtGui import QAction, QColor, QGuiApplication, QIcon, QPalette
+from PySide6.QtCore import QEvent, QPoint, Qt, Signal
+from PySide6.QtGui import QAction, QColor, QGuiApplication, QIcon, QPalette, QShowEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QFrame,
@@ -13,6 +13,7 @@ from PySide6.QtWidgets import (
     QHeaderView,
     QLabel,
     QMenu,
+    QPushButton,
     QSizePolicy,
     QSplitter,
     QStyle,
@@ -23,10 +24,13 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from equipoise.extent import shape_text
 from equipoise.session import Session
 from equipoise.state import JobPhase, Run, State, find_job, find_run, find_scan
+from equipoise.step_fields import step_title, summary
 from equipoise.view.theme import colours
 from equipoise_engine.protocol import ScanFacts
+from equipoise_engine.recipe import Recipe, Selection
 
 _KEY = Qt.ItemDataRole.UserRole
 _KINDS = {"ct": "CT", "mri": "MRI"}
@@ -41,6 +45,9 @@ _STATES = {
 
 class ScanView(QWidget):
     """The open scans, the facts of the one that is selected, and the results."""
+
+    change_wanted = Signal()
+    """The user wants to change what was matched."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -58,7 +65,17 @@ class ScanView(QWidget):
         tabs = QTabWidget()
         tabs.setDocumentMode(True)
         tabs.addTab(self.facts, "&Facts")
-        tabs.addTab(self.matched, "&Matched")
+        self.change_button = QPushButton("&Change …")
+        self.change_button.setAccessibleName("Change what was matched")
+        self.change_button.setToolTip("Say which part of the files has which role, and what the files do not say")
+        self.change_button.clicked.connect(self.change_wanted)
+        matched = QWidget()
+        inside = QVBoxLayout(matched)
+        inside.setContentsMargins(0, 0, 0, 4)
+        inside.setSpacing(4)
+        inside.addWidget(self.matched, 1)
+        inside.addWidget(self.change_button, 0, Qt.AlignmentFlag.AlignRight)
+        tabs.addTab(matched, "&Matched")
         self.tabs = tabs
 
         self.runs = _tree("Results", ["Result", "Residual", "Seconds"])
@@ -152,6 +169,7 @@ class ScanView(QWidget):
         self.facts.clear()
         self.matched.clear()
         self.warnings.show_texts(facts.warnings if facts is not None else ())
+        self.change_button.setEnabled(facts is not None)
         if facts is None:
             return
         rows = [
@@ -162,7 +180,11 @@ class ScanView(QWidget):
             ("Shape", _shape(facts.shape, _AXES.get(facts.kind, ()))),
             ("Slices", str(facts.slices)),
             *((name[:1].upper() + name[1:], value) for name, value in facts.geometry),
+            *_taken_rows(facts),
+            *step_rows(facts.recipe),
         ]
+        if facts.memory is not None and facts.memory.text:
+            rows.append(("Memory", facts.memory.text))
         for name, value in rows:
             item = QTreeWidgetItem([name, value])
             item.setToolTip(1, facts.path if name == "File" else value)
@@ -213,13 +235,13 @@ class ScanView(QWidget):
             return
         facts = find_scan(self._state, run.scan)
         name = PurePath(facts.path).name if facts is not None else "a scan that is closed"
-        tip = f"{run.label} of {name}: {words}"
+        tip = "\n".join([f"{run.label} of {name}: {words}", *(": ".join(row) for row in step_rows(run.recipe))])
         for column, text in enumerate(texts):
             item.setText(column, text)
             item.setToolTip(column, tip)
         below.setText(0, words)
         below.setToolTip(0, tip)
-        item.setData(0, Qt.ItemDataRole.AccessibleTextRole, tip)
+        item.setData(0, Qt.ItemDataRole.AccessibleTextRole, tip.partition("\n")[0])
         doubtful = not run.held or (run.result is not None and run.result.outcome == "diverged")
         sign = self.style().standardIcon(QStyle.StandardPixmap.SP_MessageBoxWarning)
         item.setIcon(0, sign if doubtful else QIcon())
@@ -287,6 +309,11 @@ class WarningBox(QFrame):
         self.setAccessibleDescription(" ".join(texts))
         self.setVisible(bool(texts))
 
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802 - Qt's name
+        """Follow a palette that has changed meanwhile."""
+        super().showEvent(event)
+        self._colour()
+
     def changeEvent(self, event: QEvent) -> None:  # noqa: N802 - Qt's name
         """Follow the palette."""
         super().changeEvent(event)
@@ -309,6 +336,10 @@ class WarningBox(QFrame):
 
 def outcome(state: State, run: Run) -> str:
     """How a run ended, or where it stands, for people."""
+    if run.is_reference and run.result is not None:
+        count, rows, columns = run.result.shape
+        said = f"{count} {'slice' if count == 1 else 'slices'} of {rows} × {columns}, {run.result.unit}"
+        return said if run.held else "picture kept, data gone: open it again"
     if not run.held:
         return "picture kept, data gone: run again"
     if run.result is None:
@@ -335,9 +366,22 @@ def outcome(state: State, run: Run) -> str:
             return other
 
 
+def _taken_rows(facts: ScanFacts) -> tuple[tuple[str, str], ...]:
+    """Return what is taken of a scan, where that is not all."""
+    if facts.recipe.selection == Selection() or not facts.full_shape:
+        return ()
+    return (("Selection", shape_text(facts.kind, facts.full_shape, facts.recipe.selection)),)
+
+
+def step_rows(recipe: Recipe | None) -> tuple[tuple[str, str], ...]:
+    """Return number and words of each step of a recipe."""
+    steps = (recipe.steps or ()) if recipe is not None else ()
+    return tuple((f"Step {n}", f"{step_title(step)}: {summary(step)}") for n, step in enumerate(steps, 1))
+
+
 def _shape(shape: tuple[int, ...], axes: tuple[str, ...] = ()) -> str:
     numbers = " × ".join(str(n) for n in shape)
-    return f"{numbers} ({', '.join(axes)})" if len(axes) == len(shape) else numbers
+    return f"{numbers} ({', '.join(axes)})" if axes and len(axes) == len(shape) else numbers
 
 
 def _heading(text: str) -> QLabel:

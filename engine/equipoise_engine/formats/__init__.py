@@ -27,15 +27,16 @@ from equipoise_engine.formats.mrc import is_mrc, read_mrc
 from equipoise_engine.formats.nikon import is_nikon, read_nikon
 from equipoise_engine.formats.numpyfile import is_numpy, read_numpy
 from equipoise_engine.formats.nxtomo import is_nxtomo, read_nxtomo
-from equipoise_engine.formats.skyscan import is_skyscan, read_skyscan
+from equipoise_engine.formats.skyscan import is_skyscan, is_skyscan_folder, read_skyscan
 from equipoise_engine.formats.tiffstack import is_tiff
 from equipoise_engine.formats.twix import is_twix, read_twix
 from equipoise_engine.formats.txrm import is_txrm, read_txrm
 from equipoise_engine.recipe import Known
 
 KINDS = (
-    "Data Exchange HDF5, NXtomo, MATLAB fan-beam structures and TIFF sinograms (CT), fastMRI-style HDF5, ISMRMRD,"
-    " BART, Siemens and Bruker raw data and MATLAB k-space (MRI)"
+    "Data Exchange HDF5, NXtomo, images (TIFF, EDF, FITS), Nikon, SkyScan and Xradia scans, MRC tilt series,"
+    " DICOM-CT-PD, MATLAB fan-beam structures (CT), fastMRI-style HDF5, ISMRMRD, BART, Siemens and Bruker raw data,"
+    " MATLAB k-space (MRI) and NumPy arrays"
 )
 """The kinds of file that are read, for people."""
 
@@ -75,7 +76,7 @@ _FAMILIES = (
     _Family(is_bruker, read_bruker, is_bruker_folder),
     _Family(is_twix, read_twix),
     _Family(is_nikon, read_nikon),
-    _Family(is_skyscan, read_skyscan),
+    _Family(is_skyscan, read_skyscan, is_skyscan_folder),
     _Family(is_txrm, read_txrm),
     _Family(is_mrc, read_mrc),
     _Family(is_numpy, read_numpy),
@@ -91,8 +92,8 @@ _OTHERS = (
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
     (b"\xd0\xcf\x11\xe0", "an OLE compound file"),
-    (b"\x93NUMPY", "a NumPy array"),
     (b"%PDF", "a PDF document"),
 )
 
@@ -155,7 +156,7 @@ def _only_scan(folder: Path) -> Path:
     # A pair of files is one scan, named by its values; pictures are scans only where there is nothing else.
     readable = [p for p in readable if p.suffix.lower() != ".hdr" or p.with_suffix(".cfl") not in files]
     families = {p: family for p in readable if (family := _family_of(p)) is not None}
-    candidates = [p for p, family in families.items() if family.recognises is not is_tiff] or list(families)
+    candidates = [p for p, family in families.items() if family.read is not read_images] or list(families)
     if not candidates:
         raise BadInput(
             f"{folder}: no scan in this folder ({len(files)} files, none of a kind that is read)",

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import CtAcquisition, Match, Samples, Source
+from equipoise_engine.acquisition import CtAcquisition, Match, Samples
 from equipoise_engine.errors import BadInput, Incomplete, Unsupported
 from equipoise_engine.formats.angles import to_radians
 from equipoise_engine.formats.hdf5 import (
@@ -33,7 +33,7 @@ from equipoise_engine.formats.hdf5_ct import Part, monitor_of, said_state, told_
 from equipoise_engine.formats.known import GIVEN
 from equipoise_engine.formats.roles import parsed, told_roles
 from equipoise_engine.formats.stack import ROLES, scan_of_stack
-from equipoise_engine.recipe import Known, Role
+from equipoise_engine.recipe import Known, Role, Source
 
 SMALLEST = 16
 """Images have at least so many columns, and a scan so many views."""
@@ -192,7 +192,7 @@ def _choose(path: Path, sources: tuple[Source, ...], kinds: str, file: h5py.File
         f"{path.name}: whether one of its datasets holds the projections, and which, is not clear: {some}",
         "Name the dataset that holds the projections.",
         missing=("projections",),
-        sources=tuple(s.name for s in large),
+        sources=tuple(large),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import Match, MriAcquisition, Source
+from equipoise_engine.acquisition import Match, MriAcquisition
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.kspace import (
@@ -27,7 +27,7 @@ from equipoise_engine.formats.kspace import (
 from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.geometry import Cartesian, NonCartesian
 from equipoise_engine.preprocess.kspace import to_image
-from equipoise_engine.recipe import Known
+from equipoise_engine.recipe import Known, Source
 
 START = b"# Dimensions"
 MAX_HEADER_BYTES = 1 << 16

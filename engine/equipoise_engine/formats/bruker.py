@@ -76,8 +76,7 @@ def read_bruker(path: Path, known: Known) -> MriAcquisition:
 
 
 def _complete(folder: Path) -> bool:
-    there = all((folder / name).is_file() for name in ("acqp", "method"))
-    return there and any((folder / name).is_file() for name in ("fid", "rawdata.job0"))
+    return (folder / "acqp").is_file() and any((folder / name).is_file() for name in ("fid", "rawdata.job0"))
 
 
 def _scans(folder: Path) -> list[Path]:
@@ -101,6 +100,8 @@ class _Parameters:
         self._folder = folder
         self._texts: dict[str, str] = {}
         for name in names:
+            if not (folder / name).is_file():
+                raise BadInput(f"{folder.name}/{name} is missing", "Copy the folder again, as a whole.")
             size = (folder / name).stat().st_size
             if size > MAX_PARAMETER_BYTES:
                 raise BadInput(f"{folder.name}/{name}: {size} bytes; parameters take at most {MAX_PARAMETER_BYTES}")
@@ -196,10 +197,10 @@ def _read(folder: Path, known: Known) -> MriAcquisition:
     if sorted(objects) != list(range(count)):
         raise BadInput(f"{folder.name}: ACQ_obj_order {objects[:8]} is no order of {count} objects")
     order = _Order(echoes, objects, steps * partitions // echoes, parameters.whole("NR", 1))
-    dtype = np.dtype(
-        (">" if parameters.word("BYTORDA") == "big" else "<")
-        + _DTYPES.get(parameters.word("GO_raw_data_format", "GO_32BIT_SGN_INT"), "i4")
-    )
+    kind = parameters.word("GO_raw_data_format", "GO_32BIT_SGN_INT")
+    if kind not in _DTYPES:
+        raise Unsupported(f"{folder.name}/fid: values of the type {kind}; {', '.join(_DTYPES)} are read")
+    dtype = np.dtype((">" if parameters.word("BYTORDA") == "big" else "<") + _DTYPES[kind])
     block = 2 * samples * coils * dtype.itemsize
     if parameters.word("GO_block_size") == "Standard_KBlock_Format":
         block = -(-block // _BLOCK) * _BLOCK

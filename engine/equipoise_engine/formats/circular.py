@@ -26,6 +26,8 @@ CENTRES = 33
 """Rotation centres that are tried, over a fifth of the detector."""
 CLEAR = 0.6
 """Disagreement of the better direction, as a share of that of the other, for the direction to be clear."""
+FIT = 0.25
+"""Disagreement of the better direction at most, as a share of what the values differ by."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ def _shown(scan: CtAcquisition, geometry: FanBeam | ConeBeam) -> int:
         min(_disagreement(sinogram, sign * angle_rad[chosen], float(centre), pitch, curved) for centre in centres)
         for sign in (1.0, -1.0)
     )
-    if min(usual, other) < CLEAR * max(usual, other):
+    spread = float(np.abs(sinogram - np.median(sinogram)).mean())
+    if min(usual, other) < min(CLEAR * max(usual, other), FIT * spread):
         return 1 if usual < other else -1
     return 0
 

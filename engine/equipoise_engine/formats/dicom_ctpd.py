@@ -9,6 +9,7 @@ Sources: B. Chen et al. 2015, doi:10.1118/1.4935406; T. R. Moen et al. 2021, doi
 from __future__ import annotations
 
 import struct
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from equipoise_engine.geometry import CtGeometry, FanBeam
 from equipoise_engine.recipe import Known
 
 MAX_FILES = 200_000
-FIRST_BYTES = 1 << 16
+FIRST_BYTES = 1 << 14
 """Bytes of a file in which its tags are looked for."""
 SPREAD = 9
 """Files that are looked at first: a helical scan may have tens of thousands."""
@@ -40,8 +41,12 @@ _ANGLE, _AXIAL, _RADIAL, _DISTANCE, _CENTRE = 0x70311001, 0x70311002, 0x70311003
 _ANGLE_SHIFT, _AXIAL_SHIFT, _RADIAL_SHIFT, _FLYING = 0x7033100B, 0x7033100C, 0x7033100D, 0x7033100E
 _ANGLE_TAG = struct.pack("<HH", 0x7031, 0x1001)
 _INSTANCE, _PIXELS = 0x00200013, 0x7FE00010
+_OF_IMAGE = [
+    *(0x00280002, 0x00280004, 0x00280010, 0x00280011, 0x00280100, 0x00280101, 0x00280102, 0x00280103),
+    *(0x00281052, 0x00281053, _PIXELS),
+]
 _NEEDED = [
-    *(0x00280010, 0x00280011, 0x00280100, 0x00280103, 0x00281052, 0x00281053, _INSTANCE),
+    *(0x00280010, 0x00280011, _INSTANCE),
     *(_ROWS, _COLUMNS, _WIDTH, _HEIGHT, _SHAPE, _ANGLE, _AXIAL, _RADIAL, _DISTANCE, _CENTRE),
     *(_ANGLE_SHIFT, _AXIAL_SHIFT, _RADIAL_SHIFT, _FLYING),
 ]
@@ -69,7 +74,7 @@ _DAMAGE = (
 def is_dicom_ctpd(path: Path) -> bool:
     """Whether a DICOM file, or the first one of a folder, has the angle of a projection."""
     if path.is_dir():
-        first = next(iter(_dicom_files(path)), None)
+        first = next(filter(_is_dicom, _candidates(path)), None)
         return first is not None and is_dicom_ctpd(first)
     with path.open("rb") as stream:
         start = stream.read(FIRST_BYTES)
@@ -89,9 +94,10 @@ def read_dicom_ctpd(path: Path, known: Known) -> CtAcquisition:
         One image is larger than the free memory.
     """
     folder = path if path.is_dir() else path.parent
-    files = [file for file in _dicom_files(folder) if is_dicom_ctpd(file)]
+    files = [file for file in _candidates(folder) if _is_dicom(file)]
     some = sorted({round(i * (len(files) - 1) / (SPREAD - 1)) for i in range(SPREAD)})
-    _check_circle([_header(files[i]) for i in some], path)
+    _check_circle([_header(files[i]) for i in some if is_dicom_ctpd(files[i])], path)
+    files = [file for file in files if is_dicom_ctpd(file)]
     headers = [_header(file) for file in files]
     order = sorted(range(len(files)), key=lambda i: _instance(headers[i], i))
     files, headers = [files[i] for i in order], [headers[i] for i in order]
@@ -156,28 +162,29 @@ def read_dicom_ctpd(path: Path, known: Known) -> CtAcquisition:
     return replace(scan, warnings=(*notes, *scan.warnings))
 
 
-def _dicom_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that carry the mark of DICOM; only the first of a folder that has no other."""
+def _is_dicom(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Return the files of a folder that are called as DICOM files are."""
     try:
         files = sorted((p for p in folder.iterdir() if p.is_file()), key=lambda p: natural(p.name))
     except OSError as error:
         raise BadInput(f"{folder}: the folder cannot be listed ({error.strerror})") from error
     if len(files) > MAX_FILES:
         raise BadInput(f"{folder}: more than {MAX_FILES} files; this is not the folder of one scan")
-    found = []
-    for file in files:
-        if file.name.startswith(".") or file.suffix.lower() not in ("", ".dcm", ".ima", ".dicom"):
-            continue
-        with file.open("rb") as stream:
-            if stream.read(132)[128:] == b"DICM":
-                found.append(file)
-    return found
+    return [p for p in files if not p.name.startswith(".") and p.suffix.lower() in ("", ".dcm", ".ima", ".dicom")]
 
 
 def _header(file: Path) -> pydicom.Dataset:
     """Return the needed values of a file, all but its image."""
     try:
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_NEEDED)
+        with warnings.catch_warnings():
+            # they may name values of the patient
+            warnings.simplefilter("ignore")
+            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_NEEDED)
     except _DAMAGE as error:
         raise BadInput(f"{file.name}: the DICOM file is damaged ({str(error)[:200]})", "Copy it again.") from error
 
@@ -185,11 +192,13 @@ def _header(file: Path) -> pydicom.Dataset:
 def _image(file: Path, stored: tuple[int, int], turned: bool) -> NDArray[np.float32]:
     """Return the attenuation of a file `(row, column)`."""
     try:
-        data = pydicom.dcmread(file)
-        if data.file_meta.TransferSyntaxUID.is_compressed:
-            raise Unsupported(f"{file.name}: its image is compressed, which is not read", "Save it uncompressed.")
-        values = np.asarray(data.pixel_array, dtype=np.float32)
-        slope, offset = float(data.get("RescaleSlope", 1.0)), float(data.get("RescaleIntercept", 0.0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = pydicom.dcmread(file, specific_tags=_OF_IMAGE)
+            if data.file_meta.TransferSyntaxUID.is_compressed:
+                raise Unsupported(f"{file.name}: its image is compressed, which is not read", "Save it uncompressed.")
+            values = np.asarray(data.pixel_array, dtype=np.float32)
+            slope, offset = float(data.get("RescaleSlope", 1.0)), float(data.get("RescaleIntercept", 0.0))
     except _DAMAGE as error:
         raise BadInput(f"{file.name}: the DICOM file is damaged ({str(error)[:200]})", "Copy it again.") from error
     if values.shape != stored:

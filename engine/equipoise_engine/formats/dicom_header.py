@@ -232,14 +232,14 @@ def _numbers(item: Dataset | None, name: str, count: int) -> Vector | None:
     return several if len(several) == count and all(math.isfinite(v) for v in several) else None
 
 
-def number_of(item: Dataset | None, name: str) -> float | None:
+def _number_of(item: Dataset | None, name: str) -> float | None:
     several = _numbers(item, name, 1)
     return None if several is None else several[0]
 
 
 def whole_of(item: Dataset, name: str, otherwise: int) -> int:
     """Return a whole number of a header, or another one where it is missing."""
-    value = number_of(item, name)
+    value = _number_of(item, name)
     return otherwise if value is None else int(value)
 
 
@@ -356,11 +356,11 @@ def _frame(
     pixel = _numbers(measures, "PixelSpacing", 2) or _numbers(measures, "ImagerPixelSpacing", 2)
     if pixel is not None and not min(pixel) > 0:
         pixel = None
-    step = number_of(measures, "SpacingBetweenSlices") or number_of(measures, "SliceThickness")
-    slope, intercept = number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")
+    step = _number_of(measures, "SpacingBetweenSlices") or _number_of(measures, "SliceThickness")
+    slope, intercept = _number_of(values, "RescaleSlope"), _number_of(values, "RescaleIntercept")
     if slope is None and is_ours(header) and (mapping := first_of(header, "RealWorldValueMappingSequence")):
-        slope = number_of(mapping, "RealWorldValueSlope")
-        intercept = number_of(mapping, "RealWorldValueIntercept")
+        slope = _number_of(mapping, "RealWorldValueSlope")
+        intercept = _number_of(mapping, "RealWorldValueIntercept")
     return Frame(
         file.path,
         index,

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import CtAcquisition, Match, Samples, Source
+from equipoise_engine.acquisition import CtAcquisition, Match, Samples
 from equipoise_engine.errors import BadInput, EquipoiseError, Incomplete
 from equipoise_engine.formats.angles import angles_of_text
 from equipoise_engine.formats.edf import angles_of_edf, images_of_edf, is_edf
@@ -25,7 +25,7 @@ from equipoise_engine.formats.series import gaps, images_of, natural
 from equipoise_engine.formats.sinogram import MIN_VIEWS
 from equipoise_engine.formats.stack import ROLES, scan_of_stack, trimmed
 from equipoise_engine.formats.tiffstack import images_of_tiff
-from equipoise_engine.recipe import Known
+from equipoise_engine.recipe import Known, Source
 
 # How images of one file are opened, `(image, row, column)`, by its suffix.
 _SINGLE: dict[str, Callable[[Path], Samples]] = {
@@ -264,7 +264,7 @@ def _chosen(path: Path, groups: list[_Group]) -> _Group:
             f"{path.name}: several groups of images may be the projections: {several}",
             "Tell which of them has the role projections.",
             missing=("projections",),
-            sources=tuple(group.pattern for group in groups),
+            sources=tuple(Source(group.pattern, (len(group.files),), "images") for group in groups),
         )
     return ordered[0]
 

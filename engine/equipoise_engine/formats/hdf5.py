@@ -13,9 +13,9 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import Source
 from equipoise_engine.errors import BadInput, OutOfMemory, Unsupported
 from equipoise_engine.formats.indexing import full_key
+from equipoise_engine.recipe import Source
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 HEAP_WINDOW = 1 << 24
@@ -485,6 +485,16 @@ def check_memory(needed: int, what: str) -> None:
             f"{what} takes {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free",
             "Close other programs, or take a computer with more memory.",
         )
+
+
+def check_members(kind: np.dtype[Any], what: str) -> None:
+    """Raise BadInput where the members of a record overlap: the library writes beyond its end when it reads one."""
+    end = 0
+    for inner, offset, *_ in sorted((kind.fields or {}).values(), key=lambda member: member[1]):
+        if offset < end or offset + inner.itemsize > kind.itemsize:
+            raise BadInput(f"{what} is damaged: the members of its records overlap", "Copy or download it again.")
+        check_members(inner, what)
+        end = offset + inner.itemsize
 
 
 def _check_filters(dataset: h5py.Dataset, where: str) -> None:

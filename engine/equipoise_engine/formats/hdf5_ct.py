@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import CtAcquisition, DataState, Match, Samples, Source
+from equipoise_engine.acquisition import CtAcquisition, DataState, Match, Samples
 from equipoise_engine.errors import BadInput, Incomplete
 from equipoise_engine.formats.angles import angles_of_text, evenly, repeated_views, to_radians
 from equipoise_engine.formats.frames import Taken, Turned
@@ -23,7 +23,7 @@ from equipoise_engine.formats.roles import parsed, told_roles
 from equipoise_engine.formats.stack import ROLES, trimmed
 from equipoise_engine.formats.state import state_without_flats, unstretched
 from equipoise_engine.geometry import CtGeometry, ParallelBeam
-from equipoise_engine.recipe import Known
+from equipoise_engine.recipe import Known, Source
 
 STATE_ATTRIBUTE = "data_state"
 """Attribute of the projections that says what they are, as our writers leave it: a value of `DataState`."""
@@ -362,7 +362,7 @@ def _angles(
                 parts.lacking.message,
                 "Give the range of the angles, or name where they are; or " + _lower(parts.lacking.hint),
                 missing=("angles",),
-                sources=tuple(s.name for s in sources if len(s.shape) == 1),
+                sources=tuple(s for s in sources if len(s.shape) == 1),
             )
         note = (
             f"The file gives no angles; {views} even steps over 180 degrees were taken. Give the angles if they are"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise_engine.acquisition import Match, MriAcquisition
-from equipoise_engine.errors import BadInput, Unsupported
+from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory, find
 from equipoise_engine.formats.heap import Table
 from equipoise_engine.formats.kspace import (
@@ -28,22 +28,32 @@ from equipoise_engine.formats.kspace import (
     sampling_warnings,
 )
 from equipoise_engine.formats.mrd_acquisitions import (
+    BOTH,
     COUNTERS,
     DAMAGE,
     REVERSE,
     Acquisitions,
     Sorted,
     acquisitions_of,
-    scan_group,
+    scan_groups,
     sorted_out,
 )
-from equipoise_engine.formats.mrd_header import encoded_space, header_root, limits_of, user_number
+from equipoise_engine.formats.mrd_header import (
+    FIELD_KNOWN,
+    READOUT_AXIS,
+    encoded_space,
+    header_root,
+    limits_of,
+    user_number,
+)
 from equipoise_engine.formats.mrd_trajectory import along_trajectory
 from equipoise_engine.formats.readouts import (
     MAX_RAMP_SAMPLES,
+    UNCORRECTED,
     Encoding,
     Readout,
     chosen_part,
+    filling_warnings,
     gridding,
     laid_out,
     navigators,
@@ -55,17 +65,15 @@ from equipoise_engine.formats.readouts import (
 )
 from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.geometry import Cartesian
-from equipoise_engine.recipe import Known
+from equipoise_engine.recipe import Known, Source
 
-READOUT_AXIS, FIELD_KNOWN = "equipoise_readout_axis", "equipoise_field_of_view_known"
-"""Parameters of the user in headers that this program writes."""
 _CARTESIAN = ("cartesian", "epi", "")
 _RAMP_NAMES = ("rampUpTime", "flatTopTime", "rampDownTime", "acqDelayTime", "dwellTime")
 
 
 def is_ismrmrd(file: h5py.File, path: Path) -> bool:
-    """Whether a group at the top of a file holds a header called `xml`."""
-    return scan_group(file, path) is not None
+    """Whether a group at the top of a file holds a header called `xml`, or readouts."""
+    return bool(scan_groups(file, path))
 
 
 def read_ismrmrd(file: h5py.File, path: Path, known: Known) -> MriAcquisition:
@@ -73,7 +81,8 @@ def read_ismrmrd(file: h5py.File, path: Path, known: Known) -> MriAcquisition:
 
     Cartesian readouts are laid out with what they are oversampled removed, averages averaged, readouts of the other
     direction turned; three-dimensional ones become slices. Of contrasts, phases, repetitions and sets, the first is
-    taken, or the one that is told as the source of the k-space: "repetition 2".
+    taken, or the one that is told as the source of the k-space: "repetition 2". Of several scans in a file, it is the
+    first of an image unless the name of another one is told; noise is taken of any.
 
     Raises
     ------
@@ -93,18 +102,87 @@ def read_ismrmrd(file: h5py.File, path: Path, known: Known) -> MriAcquisition:
         ) from error
 
 
-def _read(file: h5py.File, path: Path, known: Known) -> MriAcquisition:
-    told = told_roles(known, path, ("kspace", "noise"))
-    group = scan_group(file, path)
-    assert group is not None
+@dataclass(frozen=True)
+class _Scan:
+    """One of the scans in a file: its group, and its readouts sorted out."""
+
+    group: h5py.Group
+    acquisitions: Acquisitions
+    found: Sorted
+
+    @property
+    def name(self) -> str:
+        """Name of its group."""
+        return str(self.group.name).lstrip("/")
+
+
+def _scans(file: h5py.File, path: Path, told: str) -> tuple[list[_Scan], str]:
+    """Return the scans in a file, the one to read first, and what is told of its parts.
+
+    Raises BadInput or Unsupported where the only one, or the one that is told, cannot be read.
+    """
+    groups = scan_groups(file, path)
+    words = [word.strip() for word in told.split(",")]
+    names = [str(group.name).lstrip("/") for group in groups]
+    wanted = next((word for word in words if word in names), None)
+    scans = []
+    for name, group in zip(names, groups, strict=True):
+        try:
+            scans.append(_sorted_scan(group, path))
+        except (EquipoiseError, *DAMAGE):
+            if name == wanted:
+                raise
+    if not scans:
+        scans.append(_sorted_scan(groups[0], path))  # which says what is wrong with it
+    scans.sort(key=lambda scan: scan.name != wanted if wanted is not None else not scan.found.imaging.size)
+    return scans, ", ".join(word for word in words if word and word != wanted)
+
+
+def _sorted_scan(group: h5py.Group, path: Path) -> _Scan:
     acquisitions = acquisitions_of(group, path)
-    heads = acquisitions.heads
+    return _Scan(group, acquisitions, sorted_out(acquisitions.heads, path))
+
+
+def _header(group: h5py.Group, path: Path) -> ElementTree.Element:
+    """Return the header of a scan."""
     xml = find(group, "xml", path)
-    told_header = isinstance(xml, h5py.Dataset) and xml.shape in ((), (1,))
-    root = header_root(Table(xml, path).text(0).decode("utf-8", "replace")) if told_header else None
+    if xml is None:
+        raise BadInput(
+            f"{path.name}: the header {group.name}/xml is missing", "Export the file again, with its header."
+        )
+    told = isinstance(xml, h5py.Dataset) and xml.shape in ((), (1,))
+    root = header_root(Table(xml, path).text(0).decode("utf-8", "replace")) if told else None
     if root is None:
         raise BadInput(f"{path.name}: the header {group.name}/xml cannot be read", "Export the file again.")
-    found = sorted_out(heads, path)
+    return root
+
+
+def _read(file: h5py.File, path: Path, known: Known) -> MriAcquisition:
+    told = told_roles(known, path, ("kspace", "noise"))
+    scans, told_part = _scans(file, path, told.get("kspace", ""))
+    scan = _read_one(path, known, scans, told_part, told.get("noise") != "")
+    if len(scans) == 1:
+        return scan
+    others = ", ".join(other.name for other in scans[1:6]) + (", ..." if len(scans) > 6 else "")
+    reason = f"{others}; their names may be told as the source of the k-space"
+    warnings = []
+    if any(other.found.imaging.size for other in scans[1:]):
+        warnings.append(f"The file has {len(scans)} scans; {scans[0].name} is read.")
+    return replace(
+        scan,
+        matched=(*scan.matched, Match("not used", "other scans of the file", (len(scans) - 1,), reason)),
+        warnings=(*warnings, *scan.warnings),
+        sources=(
+            *(Source(one.name, (one.acquisitions.heads.size,), "readouts") for one in scans),
+            *scan.sources,
+        ),
+    )
+
+
+def _read_one(path: Path, known: Known, scans: list[_Scan], told_part: str, with_noise: bool) -> MriAcquisition:
+    """Return the first of the scans of a file."""
+    acquisitions, found = scans[0].acquisitions, scans[0].found
+    heads, root = acquisitions.heads, _header(scans[0].group, path)
     if not found.imaging.size:
         said = ", ".join(f"{count} of {name}" for name, count in sorted(found.others.items()) if count)
         raise BadInput(f"{path.name}: {heads.size} readouts, none of which is of an image ({said or 'noise only'})")
@@ -119,7 +197,7 @@ def _read(file: h5py.File, path: Path, known: Known) -> MriAcquisition:
         raise Unsupported(f"{path.name}: a {trajectory} scan whose readouts do not tell where they lie in k-space")
     if not cartesian:
         counters["slice"] = {int(n) for n in np.unique(index["slice"][imaging])}
-    chosen = chosen_part(told.get("kspace", ""), counters, path)
+    chosen = chosen_part(told_part, counters, path)
 
     def taken(indices: NDArray[np.int64]) -> NDArray[np.int64]:
         same = np.ones(indices.size, dtype=bool)
@@ -129,15 +207,20 @@ def _read(file: h5py.File, path: Path, known: Known) -> MriAcquisition:
 
     imaging = taken(imaging)
     if not imaging.size:
-        raise BadInput(f"{path.name}: no imaging readouts belong to {told.get('kspace') or 'the first part'}")
+        raise BadInput(f"{path.name}: no imaging readouts belong to {told_part or 'the first part'}")
     shape = _shape(heads, imaging, path)
-    noise = None if told.get("noise") == "" else _noise(acquisitions, found.noise, imaging, shape[0], path)
+    noise = None
     facts: list[Match] = []
-    if noise is not None:
-        facts.append(Match("noise", "noise measurements", noise.shape, "(coil, sample)"))
+    for one in scans if with_noise else ():
+        dwell = float(heads["sample_time_us"][imaging[0]])
+        noise = _noise(one.acquisitions, one.found.noise, dwell, shape[0], path)
+        if noise is not None:
+            where = "noise measurements" if one is scans[0] else f"noise measurements of {one.name}"
+            facts.append(Match("noise", where, noise.shape, "(coil, sample)"))
+            break
     warnings = part_warnings(counters, chosen)
     if not cartesian:
-        told_slice = "slice" in told.get("kspace", "").lower()
+        told_slice = "slice" in told_part.lower()
         scan = along_trajectory(
             path, acquisitions, imaging, root, number, known, chosen["slice"] if told_slice else None
         )
@@ -233,12 +316,13 @@ def _cartesian(
     interference = _interference(acquisitions, found.interference, readouts, encoding, order, path)
     axis = user_number(root, READOUT_AXIS)
     oversampling = encoding.columns / encoding.pixels
+    removed = "no oversampling" if oversampling == 1 else f"{oversampling:.3g}-fold oversampling"
     facts = [
         Match(
             "k-space",
             "data",
             kspace.shape,
-            f"{len(lines)} readouts of {samples} samples; {oversampling:.3g}-fold oversampling removed, line"
+            f"{len(lines)} readouts of {samples} samples; {removed} removed, line"
             f" {encoding.centre_row} placed at the centre",
         ),
         Match("field of view", "xml", (), f"{field[0]:g} x {field[1]:g} mm, slices of {slice_mm:.4g} mm"),
@@ -264,11 +348,9 @@ def _cartesian(
         found.calibration.size - filled,
         noise,
     )
+    warnings += filling_warnings(filled, bool((heads["flags"][imaging] & np.uint64(BOTH)).any()))
     if echo_planar and corrected is None:
-        warnings.append(
-            "Lines were measured in both directions and are not corrected for their phases: expect a ghost half a"
-            " field of view away."
-        )
+        warnings.append(UNCORRECTED)
     known_field = user_number(root, FIELD_KNOWN) != 0
     scan = MriAcquisition(
         path=path,
@@ -284,6 +366,7 @@ def _cartesian(
         matched=tuple(facts),
         warnings=(
             *warnings,
+            *laid.warnings,
             *sampling_warnings(sampled, coils),
             *(centre_warnings(kspace[kspace.shape[0] // 2]) if encoding.partitions == 1 else ()),
         ),
@@ -364,7 +447,9 @@ def _encoding(
     coils, samples, centre = shape
     space = encoded_space(root, "encodedSpace", number)
     if space is None:
-        raise BadInput(f"{path.name}: the header tells no encoded space", "Export the file again.")
+        raise BadInput(
+            f"{path.name}: the header tells no encoded space with a field of view above 0 mm", "Export the file again."
+        )
     extent, matrix = space
     last, deepest = max(line.line for line in lines), max(line.partition for line in lines)
     columns, whole_mm = max(matrix[0], 1), extent[0]
@@ -411,13 +496,22 @@ def _placed(limits: tuple[int, int, int] | None, encoded: int, last: int) -> tup
     centre = encoded // 2
     if limits is not None and limits[0] <= limits[2] <= limits[1] and limits[1] > 0:
         centre = limits[2]
+    if centre == 0 and whole_size(encoded, 0, last) > encoded > last:
+        # It was not set: the lines reach as far as those of whole k-space do.
+        centre = encoded // 2
     return whole_size(max(encoded, 1), centre, last), centre
 
 
 def _noise(
-    acquisitions: Acquisitions, indices: NDArray[np.int64], imaging: NDArray[np.int64], coils: int, path: Path
+    acquisitions: Acquisitions, indices: NDArray[np.int64], image: float, coils: int, path: Path
 ) -> NDArray[np.complex64] | None:
-    """Return the noise of the coils `(coil, sample)` at the bandwidth of the image, None where it was not measured."""
+    """Return the noise of the coils `(coil, sample)` at the bandwidth of the image, None where it was not measured.
+
+    Parameters
+    ----------
+    image
+        Dwell time of the image in microseconds.
+    """
     heads = acquisitions.heads
     indices = indices[heads["active_channels"][indices] == coils]
     if not indices.size:
@@ -426,7 +520,7 @@ def _noise(
     noise = np.concatenate([acquisitions.samples(int(at)) for at in indices], axis=1)
     check_finite(noise, path, "noise (coil, sample)")
     # White noise grows with the root of the bandwidth.
-    own, image = float(heads["sample_time_us"][indices[0]]), float(heads["sample_time_us"][imaging[0]])
+    own = float(heads["sample_time_us"][indices[0]])
     if 0 < own < np.inf and 0 < image < np.inf and 1e-3 < own / image < 1e3:
         noise = noise * np.float32(np.sqrt(own / image))
     return np.asarray(noise, dtype=np.complex64)

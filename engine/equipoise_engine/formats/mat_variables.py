@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.io.matlab import MatReadError
 
 from equipoise_engine.errors import BadInput
-from equipoise_engine.formats.hdf5 import attribute, check_memory, open_file
+from equipoise_engine.formats.hdf5 import attribute, check_members, check_memory, open_file
 
 MAX_DEPTH = 16
 _MATRIX, _COMPRESSED = 14, 15
@@ -31,6 +31,7 @@ DAMAGE = (
     IndexError,
     KeyError,
     MatReadError,
+    NameError,  # of the library's own
     NotImplementedError,
     OSError,
     OverflowError,
@@ -176,6 +177,7 @@ def _from_hdf5(item: h5py.Dataset | h5py.Group, path: Path) -> Value:
     if item.attrs.get("MATLAB_empty", 0):
         return "" if kind == "char" else np.zeros((0, 0))
     check_memory(2 * item.size * item.dtype.itemsize, f"{item.name} of {path.name}")
+    check_members(item.dtype, f"{item.name} of {path.name}")
     values = np.asarray(item[()])
     if kind == "char":
         return "".join(chr(int(code)) for code in values.T.reshape(-1))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import Match, MriAcquisition, Source
+from equipoise_engine.acquisition import Match, MriAcquisition
 from equipoise_engine.errors import BadInput, Incomplete
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.kspace import (
@@ -28,7 +28,7 @@ from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.formats.trajectory import image_size
 from equipoise_engine.geometry import Cartesian, NonCartesian
 from equipoise_engine.preprocess.kspace import to_image
-from equipoise_engine.recipe import Known
+from equipoise_engine.recipe import Known, Source
 
 KSPACE_NAMES = frozenset({"data", "datafft", "kspace", "kdata", "ksp", "rawdata", "raw", "signal", "fid", "meas"})
 TRAJECTORY_NAMES = frozenset({"k", "traj", "trajectory", "ktraj", "kloc", "coord", "coords"})
@@ -167,7 +167,7 @@ def _unknown(path: Path, variables: list[Variable]) -> Incomplete:
         "Tell which variable is the k-space (ky, kx, coil), and which the trajectory (sample, readout) where it lies"
         " along one. Fan-beam scans are structures CtData.",
         missing=("kspace",),
-        sources=tuple(v.name for v in variables if v.kind in _REAL_KINDS),
+        sources=tuple(Source(v.name, v.shape, v.kind) for v in variables if v.kind in _REAL_KINDS),
     )
 
 

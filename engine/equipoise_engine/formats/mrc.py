@@ -26,7 +26,7 @@ from equipoise_engine.formats.folder import images_beside
 from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.formats.stack import ROLES, scan_of_stack
 from equipoise_engine.geometry import ParallelBeam
-from equipoise_engine.recipe import Known
+from equipoise_engine.recipe import Known, Source
 
 HEADER_BYTES = 1024
 MAX_MDOC_BYTES = 1 << 24
@@ -135,7 +135,7 @@ def _angles(path: Path, count: int, extended: bytes, header: dict[str, Any]) -> 
         " series or slices of a volume",
         "If it is a tilt series, give its angles, or put them into a file of the same name that ends in .tlt.",
         missing=("angles",),
-        sources=(f"#0:{count}",),
+        sources=(Source(f"#0:{count}"),),
     )
 
 

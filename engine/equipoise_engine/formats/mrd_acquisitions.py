@@ -54,14 +54,17 @@ DAMAGE = (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError,
 """Whatever the libraries say of damage that was not met with at a known place."""
 
 
-def scan_group(file: h5py.File, path: Path) -> h5py.Group | None:
-    """Return the first group at the top of a file that holds a header called `xml`, or None."""
-    names = ["dataset", *list(file)[:MAX_GROUPS]]
-    for name in names:
-        group = try_find(file, name, path)
-        if isinstance(group, h5py.Group) and isinstance(try_find(group, "xml", path), h5py.Dataset):
-            return group
-    return None
+def scan_groups(file: h5py.File, path: Path) -> list[h5py.Group]:
+    """Return the groups at the top of a file with a header called `xml`, or readouts; one called `dataset` first."""
+    names = sorted(list(file)[:MAX_GROUPS], key=lambda name: name != "dataset")
+    groups = [group for name in names if isinstance(group := try_find(file, name, path), h5py.Group)]
+    return [group for group in groups if _is_scan(group, path)]
+
+
+def _is_scan(group: h5py.Group, path: Path) -> bool:
+    data = try_find(group, "data", path)
+    readouts = isinstance(data, h5py.Dataset) and {"head", "traj", "data"} <= set(data.dtype.names or ())
+    return readouts or isinstance(try_find(group, "xml", path), h5py.Dataset)
 
 
 class Acquisitions:
@@ -163,9 +166,14 @@ def sorted_out(heads: NDArray[Any], path: Path) -> Sorted:
         found = left & flagged(bits)
         others[name] += int(found.sum())
         left &= ~found
+    reference = flagged(CALIBRATION) & ~flagged(BOTH)
+    # Those of calibration lines have their own phases.
+    theirs = left & flagged(PHASE_CORRECTION) & reference
+    others["calibration"] += int(theirs.sum())
+    left &= ~theirs
     correction = left & flagged(PHASE_CORRECTION)
     left &= ~correction
-    calibration = left & flagged(CALIBRATION) & ~flagged(BOTH)
+    calibration = left & reference
     imaging = left & ~calibration
     kinds = (imaging, calibration, correction, noise, interference)
     indices = [np.asarray(np.flatnonzero(kind), dtype=np.int64) for kind in kinds]

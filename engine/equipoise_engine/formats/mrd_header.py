@@ -10,6 +10,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 
 MAX_HEADER_BYTES = 4 << 20
+READOUT_AXIS, FIELD_KNOWN = "equipoise_readout_axis", "equipoise_field_of_view_known"
+"""Parameters of the user in headers that this program writes."""
 
 
 def header_root(text: str) -> ElementTree.Element | None:
@@ -17,7 +19,7 @@ def header_root(text: str) -> ElementTree.Element | None:
     if len(text) > MAX_HEADER_BYTES or "<!DOCTYPE" in text:
         return None
     try:
-        return ElementTree.fromstring(text)
+        return ElementTree.fromstring(text.strip("\ufeff\x00 \t\r\n"))
     except (ElementTree.ParseError, ValueError):
         return None
 

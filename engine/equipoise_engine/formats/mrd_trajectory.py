@@ -13,7 +13,7 @@ from equipoise_engine.errors import BadInput, Incomplete, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.kspace import check_finite
 from equipoise_engine.formats.mrd_acquisitions import Acquisitions
-from equipoise_engine.formats.mrd_header import encoded_space
+from equipoise_engine.formats.mrd_header import FIELD_KNOWN, encoded_space, user_number
 from equipoise_engine.formats.readouts import slice_order
 from equipoise_engine.geometry import NonCartesian
 from equipoise_engine.preprocess.kspace import to_image
@@ -183,7 +183,7 @@ def _scaled(
             "Write the positions in cycles per pixel.",
         )
     per_mm = positions[..., ::-1] * (0.5 / units[unit]) / np.array([pixel_y, pixel_x])
-    calibrated = True
+    calibrated = user_number(root, FIELD_KNOWN) != 0
     if known.matrix is not None:
         rows, columns = known.matrix
         field = (rows * pixel_y, columns * pixel_x)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match, MriAcquisition, Samples, Source
+from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match, MriAcquisition, Samples
 from equipoise_engine.errors import BadInput, Incomplete, Unsupported
 from equipoise_engine.formats.folder import images_beside
 from equipoise_engine.formats.frames import Taken
@@ -43,7 +43,7 @@ from equipoise_engine.formats.sinogram import MIN_VIEWS
 from equipoise_engine.formats.stack import ROLES, scan_of_stack
 from equipoise_engine.formats.trajectory import image_size
 from equipoise_engine.geometry import Cartesian, NonCartesian, ParallelBeam
-from equipoise_engine.recipe import Known
+from equipoise_engine.recipe import Known, Source
 
 START, ZIP_START = b"\x93NUMPY", b"PK\x03\x04"
 MAX_ARRAYS = 1000
@@ -249,7 +249,7 @@ def _unclear(path: Path, arrays: list[_Array], what: str, role: str) -> Incomple
         f"{path.name}: it is not clear which array is the {what}: {said or 'it holds none'}",
         f"Tell which of them has the role {role}.",
         missing=(role,),
-        sources=tuple(array.name for array in arrays),
+        sources=tuple(array.source for array in arrays),
     )
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import Source
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.kspace import Slices, check_finite
 from equipoise_engine.preprocess.kspace import to_image, without_oversampling
+from equipoise_engine.recipe import Source
 
 MAX_RAMP_SAMPLES = 4096
 """Longest readout of a changing gradient that is put on a grid."""
@@ -128,12 +128,15 @@ class Laid:
         `(ky,)`, or None where no line was read backwards.
     along_readout
         Whether slices lie along the readout, ky being the first phase encoding and kx the second.
+    warnings
+        Sentences for the user.
     """
 
     kspace: Slices
     sampled: NDArray[np.bool_]
     reversed_lines: NDArray[np.bool_] | None
     along_readout: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def laid_out(path: Path, encoding: Encoding, readouts: Sequence[Readout], order: Sequence[int], load: Load) -> Laid:
@@ -177,6 +180,7 @@ def laid_out(path: Path, encoding: Encoding, readouts: Sequence[Readout], order:
     reversed_lines = backwards if backwards.any() else None
     sampled = np.zeros((rows, encoding.pixels), dtype=bool)
     sampled[np.unique(lines)] = encoding.measured
+    warnings = tuple(_unlike(slabs))
     if encoding.partitions == 1:
 
         def load_slice(index: int) -> NDArray[np.complex64]:
@@ -186,7 +190,8 @@ def laid_out(path: Path, encoding: Encoding, readouts: Sequence[Readout], order:
             check_finite(cropped, path, f"slice {index} without oversampling")
             return np.asarray(cropped * sampled)
 
-        return Laid(Slices(load_slice, (len(order), encoding.coils, rows, encoding.pixels)), sampled, reversed_lines)
+        shape = (len(order), encoding.coils, rows, encoding.pixels)
+        return Laid(Slices(load_slice, shape), sampled, reversed_lines, warnings=warnings)
     check_memory(
         3 * 8 * encoding.coils * encoding.partitions * rows * encoding.pixels + 4 * plane_bytes,
         f"the three-dimensional scan of {path.name}",
@@ -202,8 +207,8 @@ def laid_out(path: Path, encoding: Encoding, readouts: Sequence[Readout], order:
         def across(index: int) -> NDArray[np.complex64]:
             return np.asarray(slab.partition(index) * sampled)
 
-        slices = len(order) * encoding.kept_partitions
-        return Laid(Slices(across, (slices, encoding.coils, rows, encoding.pixels)), sampled, reversed_lines)
+        shape = (len(order) * encoding.kept_partitions, encoding.coils, rows, encoding.pixels)
+        return Laid(Slices(across, shape), sampled, reversed_lines, warnings=warnings)
     if len(order) > 1 or not encoding.measured.all():
         raise Unsupported(
             f"{path.name}: a three-dimensional scan of {len(order)} slabs, whose {encoding.partitions} partitions were"
@@ -215,7 +220,22 @@ def laid_out(path: Path, encoding: Encoding, readouts: Sequence[Readout], order:
         return np.asarray(slab.column(index) * kept)
 
     shape = (encoding.pixels, encoding.coils, rows, encoding.partitions)
-    return Laid(Slices(along, shape), kept, reversed_lines, along_readout=True)
+    return Laid(Slices(along, shape), kept, reversed_lines, along_readout=True, warnings=warnings)
+
+
+def _unlike(slabs: Mapping[int, Sequence[Readout]]) -> list[str]:
+    """Return what the user should know where slices, by their numbers, were not measured alike."""
+    steps = {number: {(readout.line, readout.partition) for readout in found} for number, found in slabs.items()}
+    all_steps = set().union(*steps.values())
+    lacking = sum(found != all_steps for found in steps.values())
+    directions = {(readout.line, readout.backwards) for found in slabs.values() for readout in found}
+    twice = len(directions) - len({line for line, _ in directions})
+    warnings = []
+    if lacking:
+        warnings.append(f"{lacking} of {len(steps)} slices lack lines that others have; there they are zero.")
+    if twice:
+        warnings.append(f"{twice} lines were measured in both directions; their mean is taken as read backwards.")
+    return warnings
 
 
 def _plane(path: Path, encoding: Encoding, readouts: Iterable[Readout], load: Load) -> NDArray[np.complex64]:
@@ -276,6 +296,13 @@ class _Slab:
             check_finite(plane, self._path, f"partition {depth} (coil, ky, kx)")
             volume[:, depth] = encoding.cropped(plane)
         return volume
+
+
+UNCORRECTED = (
+    "Lines were measured in both directions and are not corrected for their phases: expect a ghost half a field of view"
+    " away."
+)
+"""A warning where lines of both directions have no navigators."""
 
 
 def navigators(
@@ -402,7 +429,8 @@ def slice_order(positions: Mapping[int, Sequence[float]]) -> tuple[list[int], fl
     height *= np.sign(directions[0][np.abs(directions[0]).argmax()])
     steps = np.diff(height)
     ordered = numbers if (steps > 0).all() or (steps < 0).all() else [numbers[i] for i in np.argsort(height)]
-    distance = float(np.median(np.abs(np.diff(np.sort(height)))))
+    # Places are told in single precision.
+    distance = round(float(np.median(np.abs(np.diff(np.sort(height))))), 6)
     return ordered, distance if distance > 1e-3 else None
 
 
@@ -447,6 +475,13 @@ def part_warnings(counters: Mapping[str, Iterable[int]], chosen: Mapping[str, in
             several = _PLURALS.get(name, name + ("es" if name.endswith("s") else "s"))
             warnings.append(f"The scan has {len(values)} {several}; {which} is read.")
     return warnings
+
+
+def filling_warnings(filled: int, integrated: bool) -> list[str]:
+    """Return a warning where so many lines of a calibration fill in, unless they are an `integrated` part of a scan."""
+    if not filled or integrated:
+        return []
+    return [f"{filled} reference lines fill in for lines that were left out; their contrast may differ."]
 
 
 def _choices(values: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.dicom_header import is_dicom_image, is_dicom_series
 from equipoise_engine.formats.hdf5 import is_hdf5
@@ -62,7 +64,8 @@ def read_reference(path: Path, watch: Watch) -> Volume:
     if not os.access(path, os.R_OK):
         raise BadInput(f"{path}: no permission to read it", "Ask its owner for permission.")
     try:
-        return _read_folder(path, watch) if path.is_dir() else _read_file(path, watch)
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite
+            return _read_folder(path, watch) if path.is_dir() else _read_file(path, watch)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror or error})", "Check the drive.") from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ _MILLIMETRES |= {"micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3, "nm": 1e-6
 _HDF5_NAMES = ("reconstruction_rss", "reconstruction_esc", "reconstruction", "reconstruction/data")
 _MATLAB_KINDS = frozenset({"double", "single", "logical"} | {f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)})
 _CENTIMETRE = 3
+_NUMPY_DAMAGE = (
+    *(ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, RuntimeError),
+    tokenize.TokenError,
+)
 # Whatever HDF5 says of damage that was not met with at a known place.
 _HDF5_DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, SystemError, MemoryError)
 
@@ -252,7 +257,7 @@ def read_numpy_images(path: Path) -> Volume:
     """
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, RuntimeError) as error:
+    except _NUMPY_DAMAGE as error:
         raise BadInput(f"{path.name}: the NumPy array is damaged ({str(error)[:200]})", "Save it again.") from error
     check_memory(12 * values.size, f"the array {values.shape} of {path.name}")
     return _volume(_real(values, path), path, "NumPy", None)

@@ -8,6 +8,7 @@ Source: DICOM PS3.3, C.7.6.2.1.1 (position and orientation).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,8 +78,8 @@ def read_dicom(path: Path, watch: Watch) -> Volume:
     if pixel is not None and step is None:
         step = pixel[0]
     first = 0
-    if ours and frames[0].position is not None and step:
-        first = max(round(frames[0].position[2] / step), 0)
+    if ours and frames[0].position is not None and step and 0 <= frames[0].position[2] / step < MAX_FILES:
+        first = round(frames[0].position[2] / step)
     modality = {"CT": "ct", "MR": "mri"}.get(str(value_of(header, "Modality") or ""), "")
     provenance: dict[str, Any] = {"method": "reference", "reference": path.name, "format": "DICOM"}
     provenance["unit"] = _unit(header, modality, calibrated)
@@ -243,7 +244,7 @@ def _step(frames: Sequence[Frame]) -> tuple[float | None, str]:
         return frames[0].step_mm, ""
     steps = np.diff([_place(frame) for frame in frames])
     usual = float(np.median(steps))
-    if not usual > 0:
+    if not 0 < usual < math.inf:
         return frames[0].step_mm, ""
     odd = int(np.argmax(np.abs(steps - usual)))
     if abs(steps[odd] - usual) <= UNEVEN * usual:

@@ -14,7 +14,13 @@ from equipoise_engine.recipe import AngleRange
 
 MIN_VIEWS = 8
 MAX_STEPS = 12
-"""Steps between views at the ends that tell whether the last one repeats the first."""
+"""Steps between views near each other that tell how much they change."""
+SEAM_STEPS = 6
+"""Steps across the ends, at most, that tell whether the last view repeats the first."""
+CLEARLY = 6.0
+"""How many times as badly as the other an assumption about the ends must fit to be wrong."""
+ROUND = 10
+"""Views of a scan with a repeated last one are usually a multiple of this, and one: 181, 361, 1801."""
 ALIKE = 1.5
 """How many times as much as views a few steps apart mirrored views may differ."""
 MAX_PAIRS = 64
@@ -58,7 +64,7 @@ def find_range(sinogram: NDArray[np.float64]) -> tuple[AngleRange, str, bool]:
             True,
         )
     if last < allowed:
-        repeats = _repeats(rows, ends)
+        repeats = _repeats(rows, min(ends, SEAM_STEPS, max((views - 2) // 4, 1)))
         reason = "the last view is the mirror image of the first, so they cover half a turn"
         return (
             AngleRange(start_deg=0.0, stop_deg=180.0, inclusive=repeats),
@@ -82,27 +88,47 @@ def _across(rows: NDArray[np.float64], offset: int) -> float:
 def _repeats(rows: NDArray[np.float64], ends: int) -> bool:
     """Whether the last view of half a turn is the first one mirrored, or lies a step before it.
 
-    Views k apart by their numbers across the seam are k steps apart where the last repeats the first, and k + 1 where
-    it does not; what views near the seam differ by in so many steps tells which.
+    The last views, mirrored, and the first ones follow each other as any other views do. What views some steps apart
+    differ by changes little by little along them: pairs across the seam go on with it only where the views there are
+    counted as they were measured, once or twice. Where noise hides that, the number of views tells what is usual.
     """
-    near = (rows[: 2 * ends], rows[-2 * ends :])
-    steps = [0.0] + [
-        float(np.mean([_difference(part[i][None], part[i + k][None]) for part in near for i in range(2 * ends - k)]))
-        for k in range(1, ends + 2)
-    ]
-    repeating = following = 0.0
-    for k in range(1, ends + 1):
-        seam = np.mean([_difference(rows[k - i : k - i + 1], rows[-1 - i][None, ::-1]) for i in range(k + 1)])
-        repeating += abs(float(seam - steps[k]))
-        following += abs(float(seam - steps[k + 1]))
-    return repeating < following
+    reach, steps = 4 * ends, range(1, ends + 1)
+    off = []
+    for shared in (1, 0):
+        row = np.concatenate([rows[-reach:, ::-1], rows[shared:reach]])
+        off.append(0.0)
+        for step in steps:
+            differences = _differences(row[:-step], row[step:])
+            place = np.arange(differences.size) - reach
+            across = (place < 0) & (place + step >= 0)
+            expected = np.polyval(np.polyfit(place[~across], differences[~across], 2), place[across])
+            typical = max(float(differences.mean()), float(np.finfo(np.float64).tiny))
+            off[-1] += (float((differences[across] - expected).mean()) / typical) ** 2
+    if max(off) > CLEARLY * min(off):
+        return off[0] < off[1]
+    return (rows.shape[0] - 1) % ROUND == 0
 
 
 def _difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Return the mean square difference of views `(view, column)` from others, moved along as far as fits best."""
-    columns = first.shape[1]
-    size = int(scipy.fft.next_fast_len(2 * columns, real=True))
-    product = (np.conj(scipy.fft.rfft(first, size)) * scipy.fft.rfft(second, size)).sum(axis=0)
-    correlation = FINER * scipy.fft.irfft(product, FINER * size)
+    product = _product(first, second).sum(axis=0)
+    correlation = FINER * scipy.fft.irfft(product, FINER * _size(first))
     energy = float((first**2).sum() + (second**2).sum())
     return max(energy - 2.0 * float(correlation.max()), 0.0) / first.size
+
+
+def _differences(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean square difference of each view from another `(view,)`, each moved along as far as fits best."""
+    correlation = FINER * scipy.fft.irfft(_product(first, second), FINER * _size(first), axis=1)
+    energy = (first**2).sum(axis=1) + (second**2).sum(axis=1)
+    return np.asarray(np.maximum(energy - 2.0 * correlation.max(axis=1), 0.0) / first.shape[1])
+
+
+def _product(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.complex128]:
+    """Return the spectra of the correlations of views with others `(view, frequency)`."""
+    size = _size(first)
+    return np.asarray(np.conj(scipy.fft.rfft(first, size)) * scipy.fft.rfft(second, size))
+
+
+def _size(views: NDArray[np.float64]) -> int:
+    return int(scipy.fft.next_fast_len(2 * views.shape[1], real=True))

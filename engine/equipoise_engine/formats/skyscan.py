@@ -1,12 +1,11 @@
 """Reader for scans of Bruker SkyScan scanners: a text file (.log) and numbered TIFF projections.
 
-`Image Pixel Size (um)` is that of the detector seen at the axis, `Optical Axis (line)` the line that the plane of the
-source meets, counted from the lowest. Projections are flat-fielded by the scanner up to a factor: they are counts
+`Image Pixel Size (um)` is that of the detector seen at the axis. `Optical Axis (line)`, the line that the plane of the
+source meets, is taken as counted from the lowest; no description that says so was found. Projections are flat-fielded by the scanner up to a factor: they are counts
 whose brightest pixels are the open beam. Beyond ten metres the beam counts as parallel.
 
-Sources: SkyScan NV 2011, NRecon user manual, chapters 3 and 4; S. Hawkins et al., tomo-meta,
-https://tomo-meta.readthedocs.io/en/latest/tomometa/lab.html (files of many models); the direction is that of the
-TIGRE toolbox, A. Biguri et al. 2016, doi:10.1088/2057-1976/2/5/055010.
+Sources: files of many models as tomo-meta describes them, https://tomo-meta.readthedocs.io/en/latest/tomometa/lab.html;
+the direction is that of the TIGRE toolbox, A. Biguri et al. 2016, doi:10.1088/2057-1976/2/5/055010.
 """
 
 from __future__ import annotations
@@ -39,14 +38,30 @@ def is_skyscan(path: Path) -> bool:
         return b"[acquisition]" in stream.read(1 << 16).lower()
 
 
+def is_skyscan_folder(path: Path) -> bool:
+    """Whether a folder holds the text file of one SkyScan scan."""
+    return len(_logs(path)) == 1
+
+
+def _logs(folder: Path) -> list[Path]:
+    """Return the text files of scans in a folder; those of reconstructions repeat them."""
+    try:
+        logs = [p for p in sorted(folder.iterdir()) if p.suffix.lower() == ".log" and p.is_file()]
+        return [log for log in logs if not log.stem.lower().endswith("_rec") and is_skyscan(log)]
+    except OSError:
+        return []
+
+
 def read_skyscan(path: Path, known: Known) -> CtAcquisition:
-    """Return the scan that a .log file of a SkyScan scanner describes.
+    """Return the scan that a .log file of a SkyScan scanner describes, or that of a folder with one.
 
     Raises
     ------
     BadInput
         A value is missing or impossible, or projections are missing or of another size.
     """
+    if path.is_dir():
+        path = _logs(path)[0]
     values = section_of(path, "System", "Acquisition")
     count = values.count("Number of Files")
     prefix = values.text("Filename Prefix") or path.stem

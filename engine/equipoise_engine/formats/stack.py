@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise_engine.acquisition import CtAcquisition, DataState, Match, Samples, Source
+from equipoise_engine.acquisition import CtAcquisition, DataState, Match, Samples
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.angles import angles_of_text, evenly, repeated_views, to_radians
 from equipoise_engine.formats.frames import Frames, Taken, Turned
@@ -27,7 +27,7 @@ from equipoise_engine.formats.roles import parsed, told_roles
 from equipoise_engine.formats.sinogram import MIN_VIEWS, find_range
 from equipoise_engine.formats.state import state_without_flats, unstretched
 from equipoise_engine.geometry import CtGeometry, ParallelBeam
-from equipoise_engine.recipe import AngleRange, Known
+from equipoise_engine.recipe import AngleRange, Known, Source
 
 __all__ = ["Frames", "scan_of_stack", "trimmed"]
 

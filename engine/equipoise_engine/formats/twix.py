@@ -25,10 +25,12 @@ from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.kspace import centre_warnings, check_finite, line_axis, sampling_warnings
 from equipoise_engine.formats.readouts import (
     MAX_RAMP_SAMPLES,
+    UNCORRECTED,
     Encoding,
     Laid,
     Readout,
     chosen_part,
+    filling_warnings,
     gridding,
     laid_out,
     navigators,
@@ -62,6 +64,8 @@ _OTHER_COUNTERS = {"Eco": "echo", "Phs": "phase", "Rep": "repetition", "Set": "s
 _TRAPEZOID, _SINE = 2, 4
 # Place of the off-centre distance in the header of a readout, in bytes.
 _OFF_CENTRE, _OFF_CENTRE_LATER = 68, 88
+# Place of the number of its coil in the header of a channel of the software VD, in bytes.
+_COIL_NUMBER = 24
 _DAMAGE = (AttributeError, IndexError, KeyError, OSError, OverflowError, TypeError, ValueError, struct.error)
 
 
@@ -206,6 +210,7 @@ def _read(path: Path, known: Known) -> MriAcquisition:
     if int(space.get("ucTrajectory", 1)) != 1:
         raise Unsupported(f"{path.name}: the readouts are not Cartesian (trajectory {space['ucTrajectory']})")
     lines = _sort_lines(path, data_start, end, later)
+    _check_imaging(path, lines)
     counters = {name: {found.part[at] for found in lines.imaging} for at, name in enumerate(_OTHER_COUNTERS.values())}
     chosen = chosen_part(told.get("kspace", ""), counters, path)
     part = tuple(chosen.values())
@@ -255,7 +260,11 @@ def _read(path: Path, known: Known) -> MriAcquisition:
     corrected = navigators(encoding, marked, order, load) if marked and echo_planar else None
     if corrected is not None and encoding.partitions > 1:
         corrected = None  # they belong to slabs, not to slices
-    noise = _noise(path, values, lines.noise, shape.channels) if told.get("noise") != "" else None
+    noise, noise_source = None, "noise adjustment lines"
+    if told.get("noise") != "":
+        noise = _noise(path, values, lines.noise, shape.channels)
+        if noise is None and (found := _noise_before(path, measurements[:-1], later, imaging[0])) is not None:
+            noise, noise_source = found[0], f"noise adjustment lines of measurement {found[1]}"
     kept = "kept" if encoding.pixels == encoding.columns else "removed"
     matched = [
         Match(
@@ -279,7 +288,7 @@ def _read(path: Path, known: Known) -> MriAcquisition:
     if filled:
         matched.append(Match("calibration", "reference lines", (filled,), "taken where no imaging line was measured"))
     if noise is not None:
-        matched.append(Match("noise", "noise adjustment lines", noise.shape, "(coil, sample)"))
+        matched.append(Match("noise", noise_source, noise.shape, "(coil, sample)"))
     if corrected is not None:
         reason = "alternately forward and reversed readouts of each slice"
         matched.append(Match("navigators", "phase correction lines", corrected.shape, reason))
@@ -296,13 +305,9 @@ def _read(path: Path, known: Known) -> MriAcquisition:
         if count
     ]
     warnings = part_warnings(counters, chosen)
-    if filled and not any(found.shape == shape and found.both for found in lines.imaging):
-        warnings.append(f"{filled} reference lines fill in for lines that were left out; their contrast may differ.")
+    warnings += filling_warnings(filled, any(found.shape == shape and found.both for found in lines.imaging))
     if echo_planar and corrected is None:
-        warnings.append(
-            "Lines were measured in both directions and are not corrected for their phases: expect a ghost half a"
-            " field of view away."
-        )
+        warnings.append(UNCORRECTED)
     if grid is None and _regrid_mode(header) > 1:
         warnings.append("Samples were taken while the gradient changed (ramp sampling); they are not put on a grid.")
     return MriAcquisition(
@@ -319,6 +324,7 @@ def _read(path: Path, known: Known) -> MriAcquisition:
         matched=tuple(matched),
         warnings=(
             *warnings,
+            *laid.warnings,
             *sampling_warnings(laid.sampled, shape.channels),
             *(centre_warnings(laid.kspace[laid.kspace.shape[0] // 2]) if encoding.partitions == 1 else ()),
         ),
@@ -447,14 +453,17 @@ def _sort_lines(path: Path, start: int, end: int, later: bool) -> _Lines:
             f"{path.name}: the lines end at byte {position} of {end} without the mark of the end of the scan",
             "The file is cut short or damaged, or the scan was stopped; export it again.",
         )
-    if centre is None:
+    return lines if centre is None else replace(lines, centre_row=centre[0], centre_partition=centre[1])
+
+
+def _check_imaging(path: Path, lines: _Lines) -> None:
+    if not lines.imaging:
         counted = lines.others.copy()
         counted["noise adjustment"] += len(lines.noise)
         counted["phase correction navigator"] += len(lines.navigators)
         counted["calibration"] += len(lines.calibration)
         said = ", ".join(f"{count} of {name}" for name, count in sorted(counted.items()) if count) or "none at all"
         raise BadInput(f"{path.name}: the last measurement holds no imaging lines ({said})")
-    return replace(lines, centre_row=centre[0], centre_partition=centre[1])
 
 
 def _samples(values: NDArray[np.uint8], position: int, shape: _Shape) -> NDArray[np.complex64]:
@@ -472,6 +481,35 @@ def _noise(path: Path, values: NDArray[np.uint8], found: list[_Found], channels:
     noise = np.concatenate([_samples(values, line.readout.at, line.shape) for line in fitting], axis=1)
     check_finite(noise, path, "noise (coil, sample)")
     return noise
+
+
+def _noise_before(
+    path: Path, measurements: list[tuple[int, int]], later: bool, image: _Found
+) -> tuple[NDArray[np.complex64], int] | None:
+    """Return noise of the coils of an image from the measurements before it, and the number of the one it is of.
+
+    None where no measurement is of noise, or is of other coils.
+    """
+    values = np.memmap(path, dtype=np.uint8, mode="r")
+    for number in range(len(measurements), 0, -1):
+        start, end = measurements[number - 1]
+        (length,) = struct.unpack("<I", values[start : start + 4].tobytes())
+        try:
+            found = _sort_lines(path, start + length, end, later).noise
+        except BadInput:
+            continue  # an adjustment that was stopped does no harm to the scan
+        found = [line for line in found if _coils(values, line) == _coils(values, image)]
+        noise = _noise(path, values, found, image.shape.channels)
+        if noise is not None:
+            return noise, number
+    return None
+
+
+def _coils(values: NDArray[np.uint8], found: _Found) -> bytes:
+    """Return the numbers of the coils of a readout of the software VD or later, as they are stored."""
+    first = found.readout.at + found.shape.before
+    block = values[first : found.readout.at + found.shape.size].reshape(found.shape.channels, -1)
+    return block[:, _COIL_NUMBER : _COIL_NUMBER + 2].tobytes()
 
 
 # --- ramp sampling ----------------------------------------------------------------------------------

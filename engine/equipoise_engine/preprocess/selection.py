@@ -105,6 +105,12 @@ def _range(span: Span, count: int, what: str, name: str) -> range:
     return range(span.first, last, span.step)
 
 
+def row_step(selection: Selection, rows: int) -> float:
+    """Return the distance between the slices of a selection of so many detector rows, in binned columns."""
+    kept = len(_range(selection.rows, rows, "row", "the scan"))
+    return selection.rows.step * _row_bin(selection, kept) / selection.bin
+
+
 def _row_bin(selection: Selection, rows: int) -> int:
     """Return how many rows are put together: as many as columns, where there are so many."""
     return selection.bin if rows > 1 and rows >= selection.bin else 1

@@ -123,7 +123,7 @@ class Attempts:
     def close(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
             self._process = None
 
     def _start(self) -> subprocess.Popen[str]:

@@ -101,7 +101,7 @@ def test_roles_are_told(tmp_path: Path) -> None:
     )
     with pytest.raises(Incomplete) as raised:
         ct(tmp_path / "s.npz")
-    assert raised.value.sources == ("a", "b", "degrees")
+    assert [source.name for source in raised.value.sources] == ["a", "b", "degrees"]
     scan = ct(tmp_path / "s.npz", ("projections", "a"), ("flats", "b#1:3"), ("angles", "degrees"))
     assert scan.flats is not None
     assert (scan.shape, scan.flats.shape) == ((VIEWS, ROWS, COLUMNS), (2, ROWS, COLUMNS))

@@ -267,6 +267,7 @@ def test_skyscan_opens_with_the_object_where_it_was(tmp_path: Path) -> None:
     check_marks(volume, scan, lambda x, y, z: (-x, y, -z))
     assert next(m.reason for m in scan.matched if m.role == "direction").endswith("rays measured from both ends agree")
     assert "somebody" not in repr(scan)
+    assert read(tmp_path).format == "Bruker SkyScan"
 
 
 @pytest.mark.parametrize(

@@ -267,9 +267,10 @@ def _range(text: str) -> tuple[float, float]:
 
 def _open(path: Path, arguments: argparse.Namespace) -> Acquisition:
     """Return the scan at `path` by what the command line tells. Raises BadInput for an image volume."""
-    if is_reference(path):
+    recipe = told_recipe(arguments)
+    if is_reference(path, recipe.known):
         raise Unsupported(f"{path.name}: holds images, not measurements", "Open it in the window, to compare with.")
-    return open_scan(path, told_recipe(arguments), _silent, lambda usual: with_told_steps(arguments, usual))
+    return open_scan(path, recipe, _silent, lambda usual: with_told_steps(arguments, usual))
 
 
 def _centre(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -290,7 +291,7 @@ def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _info(arguments: argparse.Namespace) -> dict[str, Any]:
-    if is_reference(arguments.path):
+    if is_reference(arguments.path, told_recipe(arguments).known):
         return _reference(arguments.path)
     scan = _open(arguments.path, arguments)
     facts = scan_facts("scan", scan, choose_device())

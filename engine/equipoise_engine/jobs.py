@@ -60,7 +60,7 @@ def open_scan(request: protocol.Open, store: Store, emit: Emit, watch: Watch, de
     `Needed` is emitted where something is missing, before the error goes on.
     """
     path = Path(request.path)
-    if is_reference(path):
+    if is_reference(path, request.recipe.known):
         open_reference(protocol.OpenReference(path=request.path), store, emit, watch)
         return
     key = store.new_id("scan")
@@ -88,6 +88,8 @@ def open_reference(request: protocol.OpenReference, store: Store, emit: Emit, wa
     volume = read_reference(path, watch)
     name = store.new_id("reference")
     store.put_volume(name, volume)
+    for text in volume.provenance.get("notes", ()):
+        emit(protocol.Advice(text=f"{path.name}: {text}"))
     low, high = contrast(volume.data)
     emit(
         protocol.Loaded(
@@ -560,6 +562,8 @@ def voxel_size(scan: Acquisition, shape: tuple[int, ...]) -> tuple[float, float,
 
 def unit_of(volume: Volume) -> str:
     """Return the unit of the values of a volume, for people."""
+    if "unit" in volume.provenance:
+        return str(volume.provenance["unit"])
     if volume.modality == "mri":
         return "a.u."
     return "1/mm" if volume.calibrated else "1/pixel"

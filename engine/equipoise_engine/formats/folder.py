@@ -23,7 +23,7 @@ from equipoise_engine.formats.known import GIVEN
 from equipoise_engine.formats.roles import parsed, told_roles
 from equipoise_engine.formats.series import gaps, images_of, natural
 from equipoise_engine.formats.sinogram import MIN_VIEWS
-from equipoise_engine.formats.stack import ROLES, scan_of_stack, trimmed
+from equipoise_engine.formats.stack import ROLES, frames_of, scan_of_stack, trimmed
 from equipoise_engine.formats.tiffstack import images_of_tiff
 from equipoise_engine.recipe import Known, Source
 
@@ -117,7 +117,8 @@ def read_images(path: Path, known: Known) -> CtAcquisition:
     roles = told_roles(known, path, ROLES)
     if _named(roles, "projections"):
         return _scan(path, path, groups, None, known, "a folder of images")
-    return _scan(path, path, groups, _chosen(path, groups), known, "a folder of images")
+    scan = _scan(path, path, groups, _chosen(path, groups), known, "a folder of images")
+    return replace(scan, warnings=(*_elsewhere(path, scan, deep=False), *scan.warnings))
 
 
 def _read_file(path: Path, known: Known) -> CtAcquisition:
@@ -137,10 +138,19 @@ def _read_file(path: Path, known: Known) -> CtAcquisition:
         f"{path.name} is one of {len(group.files)} numbered images in its folder, which were opened together; give it"
         " the role projections to open it alone."
     )
-    above = path.parent.parent
-    if scan.flats is None and is_image_folder(above) and any(path in g.files for g in _groups(above)):
-        note += f" Flats and darks may lie in the folder above: open {above.name} to take them."
-    return replace(scan, warnings=(note, *scan.warnings))
+    return replace(scan, warnings=(note, *_elsewhere(path.parent, scan, deep=True), *scan.warnings))
+
+
+def _elsewhere(folder: Path, scan: CtAcquisition, *, deep: bool) -> tuple[str, ...]:
+    """Return a hint at flats and darks in a folder that were not looked at, where the scan has none.
+
+    That is the folder above and, where the folders inside were not looked at either, that of the scan itself.
+    """
+    for other in ((folder,) if deep else ()) + ((folder.parent,) if folder.parent != folder else ()):
+        if scan.flats is None and is_image_folder(other) and {"flats", "darks"} & {g.role for g in _groups(other)}:
+            where = "the folder above" if other == folder.parent else "folders beside"
+            return (f"Flats and darks may lie in {where}: open {other.name or other} to take them.",)
+    return ()
 
 
 def _alone(path: Path, images: Samples, known: Known) -> CtAcquisition:
@@ -162,7 +172,7 @@ def _alone(path: Path, images: Samples, known: Known) -> CtAcquisition:
         matched=(Match("projections", "the image" if only else "the images", (), f"{count} in the file"),),
         beside=partial(_beside, path.parent, path),
     )
-    if not only:
+    if not only or "layout" in scan.guessed:
         return scan
     note = (
         f"Such a file does not say that it is a sinogram: its {rows} rows were taken as the views of a parallel beam."
@@ -201,8 +211,9 @@ def _groups(folder: Path, *, deep: bool = True) -> list[_Group]:
     found: dict[str, list[Path]] = {}
     for file in _files(folder, deep):
         if file.suffix.lower() in _SINGLE:
-            inside = file.relative_to(folder).with_suffix("").as_posix()
-            found.setdefault(re.sub(r"\d+", "*", inside) + file.suffix, []).append(file)
+            # folders that differ in a number are scans of their own
+            alike = file.relative_to(folder).with_name(re.sub(r"\d+", "*", file.stem) + file.suffix)
+            found.setdefault(alike.as_posix(), []).append(file)
     groups = []
     for pattern in sorted(found, key=natural):
         files = sorted(found[pattern], key=lambda file: natural(file.stem))
@@ -217,7 +228,7 @@ def _files(folder: Path, deep: bool) -> list[Path]:
         here = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
         files = [p for p in here if p.is_file()]
         for inner in here if deep else ():
-            if inner.is_dir():
+            if inner.is_dir() and not folder.resolve().is_relative_to(inner.resolve()):
                 files += sorted(p for p in inner.iterdir() if not p.name.startswith(".") and p.is_file())
             if len(files) > MAX_FILES:
                 break
@@ -294,6 +305,8 @@ def _scan(
     else:
         files, frames = list(chosen.files), None
         match = Match("projections", chosen.pattern, (), _why(chosen, f"most of the images ({len(files)})"))
+    known = _among(known, folder, path, groups, files)
+    roles = told_roles(known, path, ROLES)
     images = _joined(files)
     matched = [match]
     notes = []
@@ -301,10 +314,8 @@ def _scan(
     if said:
         notes.append(f"{path.name}: {said}. If it was never measured, check the order of the images.")
     if frames is not None:
-        indices = np.arange(images.shape[0], dtype=np.int64)[frames]
-        if indices.size == 0:
-            raise BadInput(f"{path.name}: {roles['projections']} takes none of {images.shape[0]} images")
-        images, missing = Taken(images, indices), ()
+        chosen_frames = frames_of(frames, int(images.shape[0]), "projections", roles["projections"], path.name)
+        images, missing = Taken(images, chosen_frames), ()
     fields: dict[str, Samples | None] = {}
     for role in ("flats", "darks"):
         fields[role] = _fields(role, roles, folder, path, groups, files, images, matched)
@@ -325,8 +336,21 @@ def _scan(
         angle_units=units,
         matched=tuple(matched),
         sources=_sources(groups, files, images),
+        missing=missing,
     )
     return replace(scan, warnings=(*notes, *scan.warnings))
+
+
+def _among(known: Known, folder: Path, path: Path, groups: list[_Group], files: list[Path]) -> Known:
+    """Return what is known, with flats and darks that are told by the name of the projections as frames of these."""
+    roles = []
+    for role in known.roles:
+        name, frames = parsed(role.source)
+        some = role.role in ("flats", "darks") and bool(name) and frames is not None
+        if some and _files_of(folder, name, path, groups) == files:
+            role = msgspec.structs.replace(role, source=role.source[role.source.rfind("#") :])
+        roles.append(role)
+    return msgspec.structs.replace(known, roles=tuple(roles))
 
 
 def _why(group: _Group, otherwise: str) -> str:
@@ -350,13 +374,12 @@ def _fields(
             return None
         part = _joined(_files_of(folder, source, path, groups))
         if frames is not None:
-            indices = np.arange(part.shape[0], dtype=np.int64)[frames]
-            if indices.size == 0:
-                raise BadInput(f"{path.name}: {roles[role]} takes none of {part.shape[0]} images")
-            part = Taken(part, indices)
+            part = Taken(part, frames_of(frames, int(part.shape[0]), role, roles[role], path.name))
         matched.append(Match(role, roles[role], tuple(part.shape), GIVEN))
         return part
     taken = [group for group in groups if group.role == role and not set(group.files) & set(projections)]
+    # those of another scan in a folder beside are taken only where there are no others
+    taken = [group for group in taken if group.files[0].is_relative_to(projections[0].parent)] or taken
     if not taken:
         return None
     part = _joined([file for group in taken for file in group.files])

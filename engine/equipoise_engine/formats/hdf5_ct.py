@@ -20,7 +20,7 @@ from equipoise_engine.formats.frames import Taken, Turned
 from equipoise_engine.formats.hdf5 import Stored, attribute, check_dataset, check_memory, find
 from equipoise_engine.formats.known import GIVEN
 from equipoise_engine.formats.roles import parsed, told_roles
-from equipoise_engine.formats.stack import ROLES, trimmed
+from equipoise_engine.formats.stack import ROLES, found_angles, trimmed
 from equipoise_engine.formats.state import state_without_flats, unstretched
 from equipoise_engine.geometry import CtGeometry, ParallelBeam
 from equipoise_engine.recipe import Known, Source
@@ -298,10 +298,16 @@ def scan_of_parts(
         frames[role] = part.samples(path)
         matches.append(Match(role, part.name, part.shape, part.reason))
 
-    angle_rad, match, notes = _angles(path, parts, known, sources)
-    said += notes
-    matches += [match] if match is not None else []
-    guessed += ["angles"] if match is None and known.angles is None else []
+    projections = images.samples(path)
+    if known.angles is None and parts.angles is None and parts.lacking is None:
+        angle_rad, why, doubts = found_angles(projections, frames["flats"], frames["darks"], (), path.name)
+        matches.append(Match("angles", "the views", (views,), why))
+        said += [*doubts, *repeated_views(angle_rad)]
+        guessed.append("angles")
+    else:
+        angle_rad, match, notes = _angles(path, parts, known, sources)
+        said += notes
+        matches += [match] if match is not None else []
     monitor = None
     if parts.monitor is not None:
         numbers, flats = parts.monitor, parts.flats
@@ -313,7 +319,6 @@ def scan_of_parts(
         said += notes
         matches += [match] if match is not None else []
 
-    projections = images.samples(path)
     word = said_state(images.dataset)
     if known.state:
         state = DataState(known.state)
@@ -357,18 +362,13 @@ def _angles(
         # told() says so, and checks them
         return np.radians(evenly(known.angles, views)), None, []
     if parts.angles is None:
-        if parts.lacking is not None:
-            raise Incomplete(
-                parts.lacking.message,
-                "Give the range of the angles, or name where they are; or " + _lower(parts.lacking.hint),
-                missing=("angles",),
-                sources=tuple(s for s in sources if len(s.shape) == 1),
-            )
-        note = (
-            f"The file gives no angles; {views} even steps over 180 degrees were taken. Give the angles if they are"
-            " others."
+        lacking = parts.lacking or BadInput(f"{path.name}: there are no angles")
+        raise Incomplete(
+            lacking.message,
+            "Give the range of the angles, or name where they are; or " + _lower(lacking.hint),
+            missing=("angles",),
+            sources=tuple(s for s in sources if len(s.shape) == 1),
         )
-        return np.linspace(0.0, np.pi, views, endpoint=False, dtype=np.float64), None, [note]
     numbers, trim = parts.angles, ""
     if parts.projections.frames is None:
         values, trim = trimmed(numbers.values, views)

@@ -51,6 +51,7 @@ from equipoise_engine.formats.readouts import (
     MAX_RAMP_SAMPLES,
     UNCORRECTED,
     Encoding,
+    Grid,
     Readout,
     chosen_part,
     filling_warnings,
@@ -291,13 +292,21 @@ def _cartesian(
     encoding, field, depth_mm = _encoding(path, root, number, lines, (coils, samples, centre), known.keep_oversampling)
     encoding = replace(encoding, used=_used(heads, imaging, samples))
     positions = _ramps(root, number, samples) if echo_planar and encoding.columns <= MAX_RAMP_SAMPLES else None
-    matrix = None if positions is None else gridding(positions, encoding.columns, encoding.pixels)
-    if matrix is not None:
+    grid = None
+    if positions is not None:
+        # The object lies in the middle, whether or not the other pixels are kept.
+        middle = _encoding(path, root, number, lines, (coils, samples, centre), False)[0].pixels
+        matrix = gridding(positions, encoding.columns, middle)
+        grid = Grid(matrix, positions * (encoding.pixels / field[1]))
         encoding = replace(encoding, samples=encoding.columns, centre=encoding.columns // 2, used=(0, encoding.columns))
 
     def load(readout: Readout) -> NDArray[np.complex64]:
         values = acquisitions.samples(readout.at)
-        return values if matrix is None else np.asarray(values @ matrix.T, dtype=np.complex64)
+        if grid is None:
+            return values
+        with np.errstate(all="ignore"):  # damaged files hold places of any size
+            off_centre = float(heads["position"][readout.at] @ heads["read_dir"][readout.at])
+        return grid.straight(values, off_centre if np.isfinite(off_centre) else 0.0, readout.backwards)
 
     places = {line.slice: tuple(heads["position"][line.at]) for line in reversed(lines[: imaging.size])}
     order, distance = slice_order({at: tuple(float(x) for x in place) for at, place in places.items()})
@@ -308,7 +317,7 @@ def _cartesian(
         if laid.along_readout:
             field, slice_mm = (field[0], depth_mm), field[1] / encoding.pixels
     sampled, kspace = laid.sampled, laid.kspace
-    if encoding.pixels == encoding.columns and encoding.partitions == 1 and matrix is None:
+    if encoding.pixels == encoding.columns and encoding.partitions == 1 and grid is None:
         # Other programs write whole lines with zeros where nothing was measured.
         sampled = sampled & measured_positions(kspace, path)
     marked = readouts(alike(taken(found.navigators)))
@@ -331,7 +340,7 @@ def _cartesian(
     if encoding.partitions > 1:
         how = "not measured alike, so slices lie along the readout" if laid.along_readout else "transformed to slices"
         facts.append(Match("slices", "kspace_encode_step_2", (encoding.partitions,), how))
-    if matrix is not None:
+    if grid is not None:
         facts.append(Match("ramp sampling", "xml", (), "samples of the gradient's ramps put on a grid"))
     if filled:
         facts.append(

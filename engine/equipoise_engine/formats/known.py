@@ -6,11 +6,10 @@ import math
 from dataclasses import replace
 
 import msgspec
-import numpy as np
 
 from equipoise_engine.acquisition import Acquisition, CtAcquisition, DataState, Match
 from equipoise_engine.errors import BadInput
-from equipoise_engine.formats.angles import evenly, repeated_views
+from equipoise_engine.formats.angles import evenly, repeated_views, to_radians
 from equipoise_engine.geometry import LARGEST_TILT_RAD, ConeBeam, FanBeam, NonCartesian, ParallelBeam
 from equipoise_engine.recipe import Beam, Known
 
@@ -47,7 +46,7 @@ def _told_ct(scan: CtAcquisition, known: Known) -> CtAcquisition:
     if known.angles is not None:
         guessed.discard("angles")
         views = scan.shape[0]
-        angle_rad = np.radians(evenly(known.angles, views))
+        angle_rad, _, doubts = to_radians(evenly(known.angles, views), "degrees", where=scan.path.name)
         said = f"{known.angles.start_deg:g} to {known.angles.stop_deg:g} degrees"
         match = Match("angles", GIVEN, (views,), f"{said}, {'with' if known.angles.inclusive else 'without'} the end")
         # what was said of the angles that were taken before holds no more
@@ -56,7 +55,7 @@ def _told_ct(scan: CtAcquisition, known: Known) -> CtAcquisition:
             scan,
             geometry=replace(scan.geometry, angle_rad=angle_rad),
             matched=_without(scan, "angles", match),
-            warnings=(*warnings, *repeated_views(angle_rad)),
+            warnings=(*warnings, *doubts, *repeated_views(angle_rad)),
         )
     if known.clockwise:
         scan = replace(
@@ -112,9 +111,7 @@ def _diverging(scan: CtAcquisition, beam: Beam) -> CtAcquisition:
         case ParallelBeam():
             geometry = ConeBeam(old.angle_rad, *lengths, beam.pixel_mm, (rows - 1) / 2, old.centre_px)
         case FanBeam():
-            geometry = replace(
-                old, source_axis_mm=lengths[0], source_detector_mm=lengths[1], pixel_mm=lengths[2]
-            )
+            geometry = replace(old, source_axis_mm=lengths[0], source_detector_mm=lengths[1], pixel_mm=lengths[2])
         case ConeBeam():
             geometry = replace(
                 old, source_axis_mm=lengths[0], source_detector_mm=lengths[1], pixel_mm=lengths[2], row_mm=lengths[2]

@@ -165,7 +165,7 @@ def _unknown(path: Path, variables: list[Variable]) -> Incomplete:
     return Incomplete(
         f"{path.name}: the variables of this MATLAB file are not known: it holds {said or 'none'}",
         "Tell which variable is the k-space (ky, kx, coil), and which the trajectory (sample, readout) where it lies"
-        " along one. Fan-beam scans are structures CtData.",
+        " along one. Fan-beam scans are structures CtData; an image to compare with is opened as a reference.",
         missing=("kspace",),
         sources=tuple(Source(v.name, v.shape, v.kind) for v in variables if v.kind in _REAL_KINDS),
     )
@@ -231,7 +231,8 @@ def _slices(path: Path, data: Variable, kspace: NDArray[np.complex128]) -> tuple
     encoded = shape[2] > 2 and float(energy[middle]) > PEAKED * max(float(np.median(energy)), 1e-30)
     stack = np.ascontiguousarray(single.transpose(2, 3, 0, 1))
     if not encoded:
-        return stack, "(ky, kx, slice, coil)", ["Its third axis was taken for slices."] if shape[2] > 1 else []
+        guess = "Its third axis was taken for slices and its last one for coils; if they are the other way, turn them."
+        return stack, "(ky, kx, slice, coil)", [guess] if shape[2] > 1 else []
     for coil in range(shape[3]):
         stack[:, coil] = to_image(stack[:, coil], (0,))
     return (

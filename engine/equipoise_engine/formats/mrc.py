@@ -1,4 +1,4 @@
-"""Reader for tilt series in MRC files, with their angles in the file or in a text file beside it.
+"""Reader for MRC files: tilt series with their angles in the file or in a text file beside it, and volumes.
 
 The tilt axis is taken to lie along the columns of the images, as in series that were aligned.
 
@@ -23,10 +23,12 @@ from equipoise_engine.acquisition import CtAcquisition, Match
 from equipoise_engine.errors import BadInput, Incomplete, Unsupported
 from equipoise_engine.formats.angles import angles_of_text
 from equipoise_engine.formats.folder import images_beside
+from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.formats.stack import ROLES, scan_of_stack
 from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.recipe import Known, Source
+from equipoise_engine.volume import Volume
 
 HEADER_BYTES = 1024
 MAX_MDOC_BYTES = 1 << 24
@@ -73,6 +75,46 @@ def read_mrc(path: Path, known: Known) -> CtAcquisition:
     )
 
 
+def is_mrc_volume(path: Path) -> bool:
+    """Whether a file is marked as a volume, by a space group, and has no angles of a tilt series."""
+    if not is_mrc(path):
+        return False
+    try:
+        images, extended, header = _opened(path)
+        if header["space_group"] < 1:
+            return False
+        _angles(path, images.shape[0], extended, header)
+    except Incomplete:
+        return True
+    except (BadInput, Unsupported):
+        return False
+    return False
+
+
+def read_mrc_volume(path: Path) -> Volume:
+    """Return the volume in an MRC file `(slice, y, x)`; its first row is the lowest, as the format has it.
+
+    Raises
+    ------
+    BadInput
+        The file is cut short or damaged.
+    Unsupported
+        Its values are complex, or packed.
+    OutOfMemory
+        The volume is larger than the free memory.
+    """
+    images, _, header = _opened(path)
+    check_memory(8 * images.size, f"the volume {images.shape} of {path.name}")
+    size = header["voxel_mm"]
+    return Volume(
+        np.ascontiguousarray(images[:, ::-1], dtype=np.float32),
+        (size or 1.0,) * 3,
+        "",
+        size > 0,
+        {"method": "reference", "reference": path.name, "format": "MRC", "unit": "a.u."},
+    )
+
+
 def _opened(path: Path) -> tuple[NDArray[Any], bytes, dict[str, Any]]:
     """Return the images `(image, row, column)`, the extended header, and what is needed of the header."""
     with path.open("rb") as stream:
@@ -90,6 +132,7 @@ def _opened(path: Path) -> tuple[NDArray[Any], bytes, dict[str, Any]]:
                 tilts = None if feis is None else np.array(feis["Alpha tilt"], dtype=np.float64)
                 order = "<" if file.header.mode.dtype.byteorder in ("<", "=") else ">"
                 named = bytes(file.header.exttyp)
+                group = int(file.header.ispg)
     except (ValueError, OSError, OverflowError, MemoryError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise BadInput(
             f"{path.name}: the MRC file of {path.stat().st_size} bytes is damaged or cut short ({str(error)[:200]})",
@@ -105,6 +148,7 @@ def _opened(path: Path) -> tuple[NDArray[Any], bytes, dict[str, Any]]:
     voxel_mm = voxel * ANGSTROM_MM if np.isfinite(voxel) and voxel > 0 else 0.0
     each, flags = struct.unpack(f"{order}hh", start[128:132])
     header = {"voxel_mm": voxel_mm, "fei": tilts, "order": order, "type": named, "bytes": each, "flags": flags}
+    header["space_group"] = group
     return images, extended, header
 
 
@@ -133,7 +177,8 @@ def _angles(path: Path, count: int, extended: bytes, header: dict[str, Any]) -> 
     raise Incomplete(
         f"{path.name}: an MRC file of {count} images without angles{said}; it does not say whether these are a tilt"
         " series or slices of a volume",
-        "If it is a tilt series, give its angles, or put them into a file of the same name that ends in .tlt.",
+        "If it is a tilt series, give its angles, or put them into a file of the same name that ends in .tlt; a"
+        " volume to compare with is opened as a reference.",
         missing=("angles",),
         sources=(Source(f"#0:{count}"),),
     )

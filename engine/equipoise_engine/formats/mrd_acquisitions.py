@@ -62,9 +62,13 @@ def scan_groups(file: h5py.File, path: Path) -> list[h5py.Group]:
 
 
 def _is_scan(group: h5py.Group, path: Path) -> bool:
+    if isinstance(try_find(group, "xml", path), h5py.Dataset):
+        return True
     data = try_find(group, "data", path)
-    readouts = isinstance(data, h5py.Dataset) and {"head", "traj", "data"} <= set(data.dtype.names or ())
-    return readouts or isinstance(try_find(group, "xml", path), h5py.Dataset)
+    try:
+        return isinstance(data, h5py.Dataset) and {"head", "traj", "data"} <= set(data.dtype.names or ())
+    except TypeError:  # a type that numpy has not
+        return False
 
 
 class Acquisitions:

@@ -392,6 +392,36 @@ def gridding(positions: NDArray[np.float64], columns: int, pixels: int) -> NDArr
     return np.asarray(back @ image, dtype=np.complex64)
 
 
+@dataclass(frozen=True)
+class Grid:
+    """What puts samples of a changing gradient on a grid.
+
+    Parameters
+    ----------
+    matrix
+        `(columns, sample)`, of `gridding`.
+    positions
+        Of the samples along the readout `(sample,)`, cycles per mm.
+    """
+
+    matrix: NDArray[np.complex64]
+    positions: NDArray[np.float64]
+
+    def straight(self, samples: NDArray[np.complex64], off_centre_mm: float, backwards: bool) -> NDArray[np.complex64]:
+        """Return evenly spaced samples `(coil, columns)`, in the order in which they were measured.
+
+        The receiver follows an image off the centre as if the gradient were constant; its phase is changed to what the
+        gradient was. That of a line that is read backwards has the other sign.
+        """
+        if off_centre_mm:
+            off_centre_mm = -off_centre_mm if backwards else off_centre_mm
+            count = self.positions.size
+            step = float(np.diff(self.positions).max())
+            even = step * (np.arange(count) - (count - 1) / 2)
+            samples = samples * np.exp(2j * np.pi * off_centre_mm * (even - self.positions)).astype(np.complex64)
+        return np.asarray(samples @ self.matrix.T, dtype=np.complex64)
+
+
 def whole_size(encoded: int, centre: int, last: int) -> int:
     """Return the size of k-space along a phase encoding: as encoded, or larger where its steps reach beyond.
 

@@ -11,6 +11,7 @@ from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.dicom_header import is_dicom_image, is_dicom_series
 from equipoise_engine.formats.hdf5 import is_hdf5
 from equipoise_engine.formats.mat_variables import is_matlab
+from equipoise_engine.formats.mrc import is_mrc, is_mrc_volume, read_mrc_volume
 from equipoise_engine.formats.reference_arrays import (
     is_numpy_array,
     is_result,
@@ -24,14 +25,18 @@ from equipoise_engine.formats.reference_nifti import is_nifti, read_nifti
 from equipoise_engine.formats.reference_nrrd import is_nrrd, read_nrrd
 from equipoise_engine.formats.tiffstack import is_tiff
 from equipoise_engine.progress import Watch
+from equipoise_engine.recipe import Known
 from equipoise_engine.volume import Volume
 
-REFERENCE_KINDS = "DICOM, NIfTI, NRRD, TIFF, HDF5, MATLAB and NumPy arrays"
+REFERENCE_KINDS = "DICOM, NIfTI, NRRD, MRC, TIFF, HDF5, MATLAB and NumPy arrays"
 """The kinds of image volumes that are read, for people."""
 
 
-def is_reference(path: Path) -> bool:
-    """Whether a file or a folder is of a kind that is never a raw scan: DICOM, NIfTI, NRRD or a result of ours."""
+def is_reference(path: Path, known: Known | None = None) -> bool:
+    """Whether a file or a folder is of a kind that is no raw scan: DICOM, NIfTI, NRRD or a result of ours.
+
+    An MRC volume without angles is one unless something is known of it, which only scans have.
+    """
     path = Path(path)
     try:
         if path.is_dir():
@@ -39,7 +44,9 @@ def is_reference(path: Path) -> bool:
         if not path.is_file() or not os.access(path, os.R_OK) or path.stat().st_size == 0:
             return False
         # DICOM first: its preamble may be that of a TIFF file
-        return is_dicom_image(path) or is_nifti(path) or is_nrrd(path) or is_result(path)
+        if is_dicom_image(path) or is_nifti(path) or is_nrrd(path) or is_result(path):
+            return True
+        return known in (None, Known()) and is_mrc_volume(path)
     except OSError:
         return False
 
@@ -88,6 +95,8 @@ def _read_file(path: Path, watch: Watch) -> Volume:
         return read_nifti(path)
     if is_nrrd(path):
         return read_nrrd(path)
+    if is_mrc(path):
+        return read_mrc_volume(path)
     if is_tiff(path):
         return read_tiff(path, watch)
     if is_matlab(path):

@@ -118,6 +118,7 @@ def read_nifti(path: Path) -> Volume:
         notes.append("the file does not say how its axes lie")
     # rows of it belong to the axes of the array, of which the last runs fastest
     turned, voxel = upright(values, header.unit_mm * (directions @ LPS_OF_RAS)[::-1])
+    calibrated = calibrated and all(0 < size < math.inf for size in voxel)
     real = np.abs(turned) if turned.dtype.kind == "c" else turned
     data = real.astype(np.float32)
     if header.slope != 1.0 or header.intercept != 0.0:

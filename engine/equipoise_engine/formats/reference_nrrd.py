@@ -115,6 +115,8 @@ def read_nrrd(path: Path) -> Volume:
         known = True
         if space in _SPACES:
             values, voxel = upright(values, unit_mm * (axes.steps @ _SPACES[space])[::-1])
+    if not all(0 < size < math.inf for size in voxel):
+        voxel, known = (1.0, 1.0, 1.0), False
     provenance: dict[str, Any] = {"method": "reference", "reference": path.name, "format": "NRRD", "unit": "a.u."}
     if notes:
         provenance["notes"] = notes

@@ -1,8 +1,9 @@
 """Reader for scans of Bruker SkyScan scanners: a text file (.log) and numbered TIFF projections.
 
 `Image Pixel Size (um)` is that of the detector seen at the axis. `Optical Axis (line)`, the line that the plane of the
-source meets, is taken as counted from the lowest; no description that says so was found. Projections are flat-fielded by the scanner up to a factor: they are counts
-whose brightest pixels are the open beam. Beyond ten metres the beam counts as parallel.
+source meets, is taken as counted from the lowest; no description that says so was found. Projections are flat-fielded
+by the scanner up to a factor: they are counts whose brightest pixels are the open beam. Beyond ten metres the beam
+counts as parallel.
 
 Sources: files of many models as tomo-meta describes them, https://tomo-meta.readthedocs.io/en/latest/tomometa/lab.html;
 the direction is that of the TIGRE toolbox, A. Biguri et al. 2016, doi:10.1088/2057-1976/2/5/055010.

@@ -29,7 +29,7 @@ from equipoise_engine.formats.state import state_without_flats, unstretched
 from equipoise_engine.geometry import CtGeometry, ParallelBeam
 from equipoise_engine.recipe import AngleRange, Known, Source
 
-__all__ = ["Frames", "scan_of_stack", "trimmed"]
+__all__ = ["Frames", "found_angles", "frames_of", "scan_of_stack", "trimmed"]
 
 ROLES = ("projections", "flats", "darks", "angles", "monitor")
 """Roles of the parts of a CT scan."""
@@ -61,6 +61,7 @@ def scan_of_stack(
     state: str = "",
     matched: tuple[Match, ...] = (),
     beside: Callable[[str], Samples] | None = None,
+    missing: tuple[int, ...] = (),
 ) -> CtAcquisition:
     """Return the scan that a stack of images holds.
 
@@ -89,6 +90,9 @@ def scan_of_stack(
         What the files tell of the projections, flats and darks, in place of what is said of any stack.
     beside
         Opens the images that a role names; without it, such a role is refused unless the caller has followed it.
+    missing
+        Places at which images are missing, of all that there should be: where images are projections, angles that are
+        found leave these out.
 
     Raises
     ------
@@ -115,6 +119,17 @@ def scan_of_stack(
     reason, sure = "as files of this kind have them", True
     if not layout:
         layout, reason, sure = _layout(images, seen, known, flats, None if told_angles is None else told_angles.size)
+    if images.shape[0] == 1 and layout == "projections" and min(images.shape[1:]) > 1:
+        raise BadInput(f"{name}: one projection is no scan", "A single image can be a sinogram: take that layout.")
+    if images.shape[0] == 1 and flats is None and not known.layout:
+        images, turned = _upright(images, seen[0], None if told_angles is None else told_angles.size)
+        if turned:
+            reason = "there is one image, whose columns must be views"
+            guessed.append("layout")
+            warnings.append(
+                f"The {images.shape[1]} columns of the image were taken as the views, as {turned}. Tell the layout"
+                " sinograms if its rows are."
+            )
     if not sure:
         guessed.append("layout")
         warnings.append(
@@ -152,8 +167,8 @@ def scan_of_stack(
         angle_rad = _angle_rad(told_angles, units, shape[0], roles, name, matches, warnings)
     else:
         guessed.append("angles")
-        covered, why = _found(projections, flats, darks, warnings)
-        angle_rad, _, notes = to_radians(evenly(covered, shape[0]), "degrees", where=name)
+        left_out = missing if layout == "projections" and own.size == frames.shape[0] else ()
+        angle_rad, why, notes = found_angles(projections, flats, darks, left_out, name)
         warnings += notes
         matches.append(Match("angles", "the views", (shape[0],), why))
     warnings += repeated_views(angle_rad)
@@ -223,7 +238,7 @@ def _part(
             )
         given = beside(source)
         if frames is not None:
-            given = Taken(given, _indices(frames, int(given.shape[0]), role, roles[role], name))
+            given = Taken(given, frames_of(frames, int(given.shape[0]), role, roles[role], name))
     return _checked(given, name, role)
 
 
@@ -236,12 +251,12 @@ def _divided(frames: Samples, roles: dict[str, str], name: str) -> tuple[NDArray
         source, chosen = parsed(roles.get(role, ""))
         if source or chosen is None:
             continue
-        indices = _indices(chosen, count, role, roles[role], name)
+        indices = frames_of(chosen, count, role, roles[role], name)
         inside[role] = Taken(frames, indices)
         left[indices] = False
     source, chosen = parsed(roles.get("projections", ""))
     if not source and chosen is not None:
-        indices = _indices(chosen, count, "projections", roles["projections"], name)
+        indices = frames_of(chosen, count, "projections", roles["projections"], name)
         shared = indices[~left[indices]]
         if shared.size:
             raise BadInput(f"{name}: frame {shared[0]} is given two roles", "Give each frame one role.")
@@ -252,7 +267,14 @@ def _divided(frames: Samples, roles: dict[str, str], name: str) -> tuple[NDArray
     return indices, inside
 
 
-def _indices(chosen: slice, count: int, role: str, source: str, name: str) -> NDArray[np.int64]:
+def frames_of(chosen: slice, count: int, role: str, source: str, name: str) -> NDArray[np.int64]:
+    """Return the indices of the frames that a source takes `(frame,)`, int64.
+
+    Raises
+    ------
+    BadInput
+        There are not so many.
+    """
     indices = np.arange(count, dtype=np.int64)[chosen]
     if indices.size == 0 or (chosen.stop is not None and chosen.stop > count):
         raise BadInput(f"{name}: {source} was given for {role}, but there are {count} frames, from 0 to {count - 1}")
@@ -330,6 +352,31 @@ def _layout(
     return "projections", "is usual and the values tell neither", False
 
 
+def _upright(images: Samples, seen: NDArray[np.float64], angles: int | None) -> tuple[Samples, str]:
+    """Return a single image with views as its rows, and why it was turned; nothing where it was not.
+
+    Parameters
+    ----------
+    images
+        `(1, row, column)`.
+    seen
+        Some of its values `(row, column)`.
+    angles
+        Number of angles, where it is known.
+    """
+    _, rows, columns = (int(n) for n in images.shape)
+    as_rows, as_columns = _unsteadiness(seen[None])[1], _unsteadiness(seen.T[None])[1]
+    if angles is not None and (angles == rows) != (angles == columns):
+        why = f"there are {angles} angles" if angles == columns else ""
+    else:
+        clear = as_columns > 0 and as_rows > CLEAR * as_columns and min(seen.shape) >= MIN_VIEWS
+        why = f"their sums are {as_rows / as_columns:.3g} times as steady as those of rows" if clear else ""
+    if not why:
+        return images, ""
+    check_memory(2 * rows * columns * images.dtype.itemsize, f"an image of {rows} x {columns}")
+    return np.ascontiguousarray(np.asarray(images[0]).T)[None], why
+
+
 def _unsteadiness(values: NDArray[np.float64]) -> tuple[float, float]:
     """Return how much sums over columns vary from image to image, and from row to row, in terms of their values.
 
@@ -393,18 +440,38 @@ def _angle_rad(
     return angle_rad
 
 
-def _found(
-    projections: Samples, flats: Samples | None, darks: Samples | None, warnings: list[str]
-) -> tuple[AngleRange, str]:
-    """Return the range of angles that the views show, and why it was taken; what to say of it joins the warnings."""
-    covered, reason, sure = find_range(_sinogram(projections, flats, darks))
-    hint = "" if sure else " This is a guess."
-    warnings.append(
+def found_angles(
+    projections: Samples, flats: Samples | None, darks: Samples | None, missing: tuple[int, ...], name: str
+) -> tuple[NDArray[np.float64], str, tuple[str, ...]]:
+    """Return the even angles that the views show, in radians `(view,)`, why they were taken, and warnings.
+
+    Parameters
+    ----------
+    projections, flats, darks
+        `(frame, row, column)`.
+    missing
+        Places at which views are missing, of all that there should be.
+    name
+        File named in messages.
+
+    Raises
+    ------
+    BadInput
+        There is one view only.
+    """
+    views = int(projections.shape[0])
+    covered, reason, sure = AngleRange(start_deg=0.0, stop_deg=180.0), "half a turn is usual", False
+    if views >= MIN_VIEWS:
+        covered, reason, sure = find_range(_sinogram(projections, flats, darks))
+    around = " with those of the missing images between them" if missing else ""
+    said = (
         f"The file holds no angles; {covered.start_deg:g} to {covered.stop_deg:g} degrees"
-        f" {'with' if covered.inclusive else 'without'} the end were taken: {reason}.{hint} Give the angles if they"
-        " are others."
+        f" {'with' if covered.inclusive else 'without'} the end{around} were taken: {reason}."
+        f"{'' if sure else ' This is a guess.'} Give the angles if they are others."
     )
-    return covered, reason
+    angles = np.delete(evenly(covered, views + len(missing)), list(missing))
+    angle_rad, _, notes = to_radians(angles, "degrees", where=name)
+    return angle_rad, reason, (said, *notes)
 
 
 def _sinogram(projections: Samples, flats: Samples | None, darks: Samples | None) -> NDArray[np.float64]:

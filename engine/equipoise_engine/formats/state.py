@@ -18,6 +18,8 @@ LARGEST_LINE_INTEGRAL = 20.0
 """No real line integral of attenuation is larger; larger numbers are counts or were stretched."""
 DIM = 0.25
 """Where air lies between the smallest and the largest values, at most, for the object to be brighter than it."""
+BRIGHT = 0.6
+"""The same, at least, for an object that fills the detector to be darker in the middle, as in transmission."""
 STEADY = 0.15
 """Share of the range of all values that the air at the edges may vary by."""
 FULL_SCALES = (255, 4095, 16383, 65535)
@@ -35,9 +37,14 @@ class _Seen:
     """Whether both edges of the detector stay near one value, as air does."""
 
     @property
+    def share(self) -> float:
+        """Where the edges lie between the smallest and the largest values, from 0 to 1."""
+        return (self.border - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+
+    @property
     def bright_object(self) -> bool:
         """Whether the edges look like air, and the object is brighter."""
-        return self.steady and self.high > self.low and (self.border - self.low) / (self.high - self.low) < DIM
+        return self.steady and self.share < DIM
 
     @property
     def spread(self) -> str:
@@ -79,7 +86,7 @@ def state_without_flats(projections: Samples, hint: str, *, where: str) -> tuple
             f"{start}; {seen.spread}: taken as counts, or transmission stretched over the range of these numbers; the"
             " brightest pixels of each slice are the open beam."
         )
-    if seen.low > 0.0 and seen.high < 1.5 and seen.border > 0.5:
+    if seen.low > 0.0 and seen.high < 1.5 and (seen.border > 0.5 or seen.share > BRIGHT):
         return DataState.TRANSMISSION, f"{start}; {seen.spread}: taken as transmission (1 is the open beam)."
     return DataState.ATTENUATION, f"{start}; {seen.spread}: taken as attenuation, after the logarithm."
 

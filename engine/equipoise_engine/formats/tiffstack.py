@@ -171,9 +171,12 @@ def _check_page(page: Any, path: Path, is_imagej: bool) -> None:
     shape, kind = tuple(int(n) for n in page.shape), page.dtype
     grey = page.photometric in _GREY or (is_imagej and page.photometric == _PALETTE)
     if len(shape) != 2 or not grey or kind is None or kind.kind not in "iuf":
+        colours = len(shape) == 3 and shape[0] in (3, 4)
         raise Unsupported(
             f"{path.name}: a TIFF image of shape {shape} and type {kind}; grey images of numbers are read",
-            "Save it as grey values of 8, 16 or 32 bits.",
+            f"If these are {shape[0]} grey images, they were saved as the colours of one: save them as grey images."
+            if colours
+            else "Save it as grey values of 8, 16 or 32 bits.",
         )
     needed = shape[0] * shape[1] * int(kind.itemsize)
     size = path.stat().st_size

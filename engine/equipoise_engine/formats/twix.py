@@ -27,6 +27,7 @@ from equipoise_engine.formats.readouts import (
     MAX_RAMP_SAMPLES,
     UNCORRECTED,
     Encoding,
+    Grid,
     Laid,
     Readout,
     chosen_part,
@@ -239,7 +240,9 @@ def _read(path: Path, known: Known) -> MriAcquisition:
 
     def load(readout: Readout) -> NDArray[np.complex64]:
         samples = _samples(values, readout.at, shape)
-        return samples if grid is None else grid.straight(samples, _off_centre(values, readout.at, later))
+        if grid is None:
+            return samples
+        return grid.straight(samples, _off_centre(values, readout.at, later), readout.backwards)
 
     taken = {readout.slice for readout in readouts}
     order, distance = slice_order({number: place for number, place in lines.places.items() if number in taken})
@@ -515,35 +518,6 @@ def _coils(values: NDArray[np.uint8], found: _Found) -> bytes:
 # --- ramp sampling ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """What puts samples of a changing gradient on a grid.
-
-    Parameters
-    ----------
-    matrix
-        `(columns, sample)`.
-    positions
-        Of the samples along the readout `(sample,)`, cycles per mm.
-    """
-
-    matrix: NDArray[np.complex64]
-    positions: NDArray[np.float64]
-
-    def straight(self, samples: NDArray[np.complex64], off_centre_mm: float) -> NDArray[np.complex64]:
-        """Return evenly spaced samples `(coil, columns)`.
-
-        The receiver follows an image off the centre as if the gradient were constant; its phase is changed to what the
-        gradient was.
-        """
-        if off_centre_mm:
-            count = self.positions.size
-            step = float(np.diff(self.positions).max())
-            even = step * (np.arange(count) - (count - 1) / 2)
-            samples = samples * np.exp(2j * np.pi * off_centre_mm * (even - self.positions)).astype(np.complex64)
-        return np.asarray(samples @ self.matrix.T, dtype=np.complex64)
-
-
 def _regrid_mode(header: dict[str, Any]) -> int:
     return int(_regrid(header, "alRegridMode", 1.0))
 
@@ -557,7 +531,7 @@ def _regrid(header: dict[str, Any], name: str, otherwise: float) -> float:
     return otherwise
 
 
-def _ramps(header: dict[str, Any], samples: int, columns: int) -> _Grid | None:
+def _ramps(header: dict[str, Any], samples: int, columns: int) -> Grid | None:
     """Return what puts the samples on a grid; None where the gradient was constant, or its shape is not told."""
     mode = _regrid_mode(header)
     names = ("alRegridRampupTime", "alRegridFlattopTime", "alRegridRampdownTime", "alRegridDelaySamplesTime")
@@ -570,7 +544,7 @@ def _ramps(header: dict[str, Any], samples: int, columns: int) -> _Grid | None:
         return None
     base = int(header["MeasYaps"]["sKSpace"]["lBaseResolution"])
     extent = float(header["MeasYaps"]["sSliceArray"]["asSlice"][0]["dReadoutFOV"])
-    return _Grid(gridding(reached, columns, base), reached * base / extent)
+    return Grid(gridding(reached, columns, base), reached * base / extent)
 
 
 def _off_centre(values: NDArray[np.uint8], position: int, later: bool) -> float:

@@ -25,7 +25,7 @@ from equipoise_engine.preprocess.flat_field import OpenBeam, brightest, open_bea
 from equipoise_engine.preprocess.intensity import negative_log, polynomial, scaled_to_air
 from equipoise_engine.preprocess.phase import smoothing
 from equipoise_engine.preprocess.rings import without_rings
-from equipoise_engine.preprocess.tilt import Turn
+from equipoise_engine.preprocess.tilt import turn_of
 from equipoise_engine.preprocess.zingers import without_zingers
 from equipoise_engine.recipe import (
     AirNormalisation,
@@ -129,7 +129,7 @@ class Chain:
 
                 return self._beside(smooth, rows, views, stage, counted, margin=spread.margin)
             case Tilt():
-                turn = Turn(float(np.deg2rad(step.angle_deg)), self._scan.shape[1], self._scan.shape[2])
+                turn = turn_of(self._scan, step)
                 if turn.angle_rad == 0:
                     return self.block(rows, views, stage - 1, counted)
 

@@ -17,7 +17,8 @@ from scipy import fft
 
 from equipoise_engine.acquisition import CtAcquisition
 from equipoise_engine.errors import BadInput
-from equipoise_engine.geometry import ConeBeam, ParallelBeam
+from equipoise_engine.geometry import ParallelBeam
+from equipoise_engine.preprocess.selection import rows_apart
 from equipoise_engine.recipe import PhaseRetrieval
 
 KEV_MM = 1.239841984e-6
@@ -45,7 +46,7 @@ class Smoothing:
         if self.along_px == 0:
             return 0
         # the kernel of differences falls by this exponent from one row to the next
-        exponent = math.acosh(1 + 0.5 / self.along_px**2)
+        exponent = 2 * math.asinh(0.5 / self.along_px)
         return math.ceil(DECAYS / exponent) + 1
 
     def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -70,10 +71,12 @@ def smoothing(scan: CtAcquisition, step: PhaseRetrieval) -> Smoothing:
     Raises
     ------
     BadInput
-        The size of a pixel is not known.
+        The size of a pixel is not known, or the filter would be longer than the detector is wide.
     """
     geometry = scan.geometry
-    pixel_mm, taller, distance_mm = step.pixel_mm or geometry.image_pixel_mm, 1.0, step.distance_mm
+    # the step tells of an element of the file, the scan of those that were put together
+    pixel_mm = step.pixel_mm * scan.recipe.selection.bin or geometry.image_pixel_mm
+    distance_mm = step.distance_mm
     if isinstance(geometry, ParallelBeam):
         if not step.pixel_mm and not geometry.calibrated:
             raise BadInput(
@@ -82,8 +85,12 @@ def smoothing(scan: CtAcquisition, step: PhaseRetrieval) -> Smoothing:
             )
     else:
         distance_mm /= geometry.magnification
-        if isinstance(geometry, ConeBeam):
-            taller = geometry.row_mm / geometry.pixel_mm
     wavelength_mm = KEV_MM / step.energy_kev
     length_mm = math.sqrt(step.delta_beta * wavelength_mm * distance_mm / (4 * math.pi))
-    return Smoothing(along_px=length_mm / (pixel_mm * taller), across_px=length_mm / pixel_mm)
+    if not length_mm <= pixel_mm * scan.shape[2]:
+        raise BadInput(
+            f"{scan.path.name}: phase retrieval would smooth over {length_mm / pixel_mm:.4g} elements of {pixel_mm:g}"
+            f" mm, more than the {scan.shape[2]} columns there are",
+            "Check δ/β, the energy (keV), the distance (mm) and the pixel size (mm).",
+        )
+    return Smoothing(along_px=length_mm / (pixel_mm * rows_apart(scan)), across_px=length_mm / pixel_mm)

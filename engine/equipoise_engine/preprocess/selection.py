@@ -111,6 +111,13 @@ def row_step(selection: Selection, rows: int) -> float:
     return selection.rows.step * _row_bin(selection, kept) / selection.bin
 
 
+def rows_apart(scan: CtAcquisition) -> float:
+    """Return the distance from one detector row of a selected scan to the next, in its columns."""
+    if isinstance(scan.geometry, ConeBeam):
+        return scan.geometry.row_mm / scan.geometry.pixel_mm
+    return row_step(scan.recipe.selection, scan.full_shape[1]) if scan.full_shape else 1.0
+
+
 def _row_bin(selection: Selection, rows: int) -> int:
     """Return how many rows are put together: as many as columns, where there are so many."""
     return selection.bin if rows > 1 and rows >= selection.bin else 1

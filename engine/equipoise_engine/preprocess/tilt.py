@@ -9,6 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from equipoise_engine.acquisition import CtAcquisition
+from equipoise_engine.preprocess.selection import rows_apart
+from equipoise_engine.recipe import Tilt
+
 SPLINE_ROWS = 14
 """Rows beside a point that its cubic spline depends on; the weight of the next is below 1e-8."""
 
@@ -24,11 +28,14 @@ class Turn:
         projection drawn with row 0 on top and column 0 at the left.
     rows, columns
         Size of the detector.
+    taller
+        Distance from one row to the next, in columns.
     """
 
     angle_rad: float
     rows: int
     columns: int
+    taller: float = 1.0
 
     @property
     def margin(self) -> int:
@@ -36,7 +43,8 @@ class Turn:
         if self.angle_rad == 0:
             return 0
         sine, cosine = abs(math.sin(self.angle_rad)), math.cos(self.angle_rad)
-        return math.ceil(0.5 * (self.columns - 1) * sine + 0.5 * (self.rows - 1) * (1 - cosine)) + SPLINE_ROWS
+        reach = 0.5 * (self.columns - 1) * sine / self.taller + 0.5 * (self.rows - 1) * (1 - cosine)
+        return math.ceil(reach) + SPLINE_ROWS
 
     def apply(self, values: NDArray[np.float32], first: int, wanted: NDArray[np.intp]) -> NDArray[np.float32]:
         """Return the wanted rows of turned projections `(wanted, view, column)`, float32, by cubic splines.
@@ -57,11 +65,16 @@ class Turn:
         right = np.arange(self.columns, dtype=np.float64)[None, :] - middle_column
         up = middle_row - wanted.astype(np.float64)[:, None]
         # a point on the upright axis comes from one on the leaning axis
-        row = middle_row + right * sine - up * cosine - first
-        column = middle_column + right * cosine + up * sine
+        row = middle_row + right * sine / self.taller - up * cosine - first
+        column = middle_column + right * cosine + up * self.taller * sine
         # what the mirror beyond the border of a crop holds must not enter
         place = np.stack([np.clip(row, -first, self.rows - 1 - first), np.clip(column, 0, self.columns - 1)])
         result = np.empty((wanted.size, *values.shape[1:]), dtype=np.float32)
         for view in range(values.shape[1]):
             ndimage.map_coordinates(values[:, view], place, output=result[:, view], order=3, mode="mirror")
         return result
+
+
+def turn_of(scan: CtAcquisition, step: Tilt) -> Turn:
+    """Return the turn of a step for a scan, whose rows may lie further apart than its columns."""
+    return Turn(math.radians(step.angle_deg), scan.shape[1], scan.shape[2], rows_apart(scan))

@@ -219,6 +219,15 @@ def test_newer_software_is_named(copy: _Copy) -> None:
         copy.read()
 
 
+def test_missing_parameters_and_unknown_types_are_named(copy: _Copy) -> None:
+    copy.change("GO_raw_data_format", "GO_64BIT_FLOAT")
+    with pytest.raises(Unsupported, match="GO_64BIT_FLOAT"):
+        copy.read()
+    (copy.path / "method").unlink()
+    with pytest.raises(BadInput, match="7/method is missing"):
+        copy.read()
+
+
 def test_damage_never_escapes(copy: _Copy) -> None:
     random = np.random.default_rng(1)
     whole = {name: (copy.path / name).read_bytes() for name in ("acqp", "method", "fid")}

@@ -57,10 +57,16 @@ def test_angles_without_units_over_pi_are_radians_with_a_warning(dataexchange: M
     assert any("radians were taken" in warning for warning in scan.warnings)
 
 
-def test_missing_angles_are_spread_over_half_a_turn_with_a_warning(dataexchange: Maker) -> None:
-    scan = _read(dataexchange(theta=None))
-    assert scan.geometry.angle_rad == pytest.approx(np.arange(12) * np.pi / 12)
-    assert any("12 even steps" in warning for warning in scan.warnings)
+@pytest.mark.parametrize("reach", [180.0, 360.0])
+def test_missing_angles_are_found_in_the_views_with_a_warning(dataexchange: Maker, reach: float) -> None:
+    angle = np.deg2rad(np.arange(40) * reach / 40)[:, None, None]
+    across = np.arange(24)[None, None, :] - 12.0 - 5 * np.cos(angle) - 2 * np.sin(angle)
+    counts = 1000 * np.exp(-0.1 * np.sqrt(np.maximum(25 - across**2, 0))) * np.ones((1, 3, 1))
+    flat = np.full((2, 3, 24), 1000.0)
+    scan = _read(dataexchange(theta=None, data=counts, data_white=flat, data_dark=flat * 0))
+    assert np.ptp(scan.geometry.angle_rad) == pytest.approx(np.deg2rad(reach), rel=1 / 39)
+    assert scan.guessed == ("angles",)
+    assert any(f"0 to {reach:g} degrees" in warning for warning in scan.warnings)
 
 
 def test_views_and_angles_must_agree(dataexchange: Maker) -> None:

@@ -152,6 +152,8 @@ def test_roles_are_told(folder: Maker) -> None:
     assert scan.darks is None
     inside = _read(path, ("flats", "#0:2"))
     assert inside.shape == (VIEWS - 2, ROWS, COLUMNS)
+    named = _read(path, ("flats", "raw_*.tif#0:2"))
+    assert named.shape == inside.shape
     assert {source.name for source in scan.sources} == {"raw_*.tif", "flat_*.tif", "dark_*.tif"}
 
 
@@ -160,9 +162,9 @@ def test_roles_are_told(folder: Maker) -> None:
     [
         ("flats", "nothing_*.tif", "there is no image file 'nothing"),
         ("flats", "../flat_0.tif", "there is no image file"),
-        ("flats", "flat_*.tif#7:9", "takes none of 3 images"),
+        ("flats", "flat_*.tif#7:9", "there are 3 frames"),
         ("projections", "/etc/*", "is no name of files"),
-        ("projections", "raw_*.tif#90:", "takes none of 24 images"),
+        ("projections", "raw_*.tif#90:", "there are 24 frames"),
     ],
 )
 def test_roles_without_files_are_refused(folder: Maker, role: str, source: str, said: str) -> None:
@@ -247,6 +249,44 @@ def test_the_folder_above_is_named(folder: Maker) -> None:
     scan = _read(path / "tiffs" / "raw_0011.tif")
     assert scan.flats is None
     assert any("open scan to take them" in text for text in scan.warnings)
+
+
+def test_folders_with_flats_are_named(folder: Maker, tmp_path: Path) -> None:
+    above = folder("tiffs/raw_{:04d}.tif") / "tiffs"
+    assert any("folder above: open scan" in text for text in _read(above).warnings)
+    beside = tmp_path / "other"
+    _write(beside, "raw_{:04d}.tif", _projections())
+    _write(beside, "flats/{}.tif", np.full((3, ROWS, COLUMNS), 20000, np.uint16))
+    assert any("folders beside: open other" in text for text in _read(beside / "raw_0003.tif").warnings)
+    assert not any("Flats and darks may lie" in text for text in _read(beside).warnings)
+
+
+def test_scans_in_numbered_folders_are_kept_apart(tmp_path: Path) -> None:
+    for number, value in ((1, 20000), (2, 30000)):
+        _write(tmp_path / f"scan{number}", "raw_{:04d}.tif", _projections())
+        _write(tmp_path / f"scan{number}", "flat_{}.tif", np.full((2, ROWS, COLUMNS), value, np.uint16))
+    with pytest.raises(Incomplete, match=r"scan1/raw_\*.tif \(24\), scan2/raw_\*.tif \(24\)"):
+        _read(tmp_path)
+    scan = _read(tmp_path, ("projections", "scan2/raw_*.tif"))
+    assert scan.shape[0] == VIEWS
+    assert scan.flats is not None
+    assert np.array_equal(np.unique(np.asarray(scan.flats[:])), [30000])
+
+
+def test_a_folder_in_itself_is_not_looked_into(folder: Maker) -> None:
+    path = folder()
+    (path / "again").symlink_to(path, target_is_directory=True)
+    assert _is_whole(_read(path))
+
+
+def test_angles_that_are_found_leave_out_missing_images(folder: Maker) -> None:
+    path = folder()
+    (path / "raw_0010.tif").unlink()
+    scan = _read(path)
+    step = np.diff(np.rad2deg(scan.geometry.angle_rad))
+    assert step[9] == pytest.approx(2 * step[0])
+    assert np.delete(step, 9) == pytest.approx(step[0])
+    assert any("with those of the missing images between them" in text for text in scan.warnings)
 
 
 def test_one_of_a_series_can_be_kept_alone(tmp_path: Path) -> None:

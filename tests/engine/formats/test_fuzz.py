@@ -492,6 +492,8 @@ def _wrong_ends(make: Maker, folder: Path, measured: Path, attempts: Any, cases:
     name = zlib.crc32(make.__name__.encode())
     wrong = []
     for case in range(seed, seed + cases):
+        # a new file each time: the HDF5 library may not let go of a damaged one, and takes the same one for open
+        made.damaged.unlink()
         made.damaged.write_bytes(damaged(whole, np.random.default_rng([name, case])))
         end = attempts.read(made.kinds[case % len(made.kinds)], made.opened)
         if end["kind"] not in OURS or end["seconds"] > 10:

@@ -306,6 +306,122 @@ def test_navigators_that_start_backwards_are_averaged(writer: _Writer, whole: np
 # --- trajectories -----------------------------------------------------------------------------------
 
 
+def test_navigators_of_calibration_lines_are_not_those_of_the_image(writer: _Writer, whole: np.ndarray) -> None:
+    middle = _noise(6, COILS, COLUMNS, seed=8)
+    for at in range(6):
+        backwards = (ismrmrd.ACQ_IS_REVERSE,) if at % 2 else ()
+        reference = (ismrmrd.ACQ_IS_PARALLEL_CALIBRATION,) if at < 3 else ()
+        line = middle[at, :, ::-1] if backwards else middle[at]
+        writer.add(line, ismrmrd.ACQ_IS_PHASECORR_DATA, *backwards, *reference, line=ROWS // 2)
+    for line in range(ROWS):
+        backwards = (ismrmrd.ACQ_IS_REVERSE,) if line % 2 else ()
+        writer.add(whole[:, line, :: -1 if backwards else 1], *backwards, line=line)
+    scan, _ = _read(writer.write(trajectory="epi"))
+    assert scan.navigators is not None
+    expected = np.stack([middle[4], (middle[3] + middle[5]) / 2])
+    assert np.allclose(scan.navigators[0], _cropped(expected), atol=1e-5)
+    assert [m.shape for m in scan.matched if m.source == "calibration"] == [(3,)]
+
+
+@pytest.mark.parametrize("off_centre", [0.0, 15.0])
+def test_samples_on_ramps_are_put_on_a_grid(writer: _Writer, off_centre: float) -> None:
+    columns = 4 * COLUMNS
+    # A gradient that rises, stays and falls for 60 us each; what it adds up to from 10 to 170 us, finely.
+    time = np.linspace(0, 180, 180001)
+    gradient = np.clip(np.minimum(time, 180 - time) / 60, 0, 1)
+    area = np.concatenate([[0], np.cumsum((gradient[1:] + gradient[:-1]) / 2)])
+    at = 10 + 160 / columns * (np.arange(columns) + 0.5)
+    position = np.interp(at, time, area)
+    whole = np.interp(at, time, gradient).sum() * 160 / columns * 1e3
+    # Cycles per pixel of the oversampled image, from -0.5 to 0.5.
+    position = (position - (position[0] + position[-1]) / 2) / whole
+    pixels, index = np.arange(columns) - columns // 2, np.arange(columns) - (columns - 1) / 2
+    image = np.zeros((COILS, ROWS, columns), np.complex64)
+    image[..., columns // 4 : 3 * columns // 4] = _noise(COILS, ROWS, columns // 2)
+    turn = np.diff(position).max() * index - position
+    for line in range(ROWS):
+        sign = -1 if line % 2 else 1  # of the gradient
+        samples = image[:, line] @ np.exp(-2j * np.pi * pixels[:, None] * sign * position[None])
+        # The receiver turns as if the gradient were constant; a pixel has 6.25 mm.
+        samples = samples * np.exp(-2j * np.pi * sign * off_centre / 6.25 * turn)
+        head = {"position": (off_centre, 0, 0), "read_dir": (1, 0, 0)}
+        writer.add(samples, *([ismrmrd.ACQ_IS_REVERSE] if line % 2 else []), line=line, head=head)
+    path = writer.write(encoded=(columns, ROWS, 1), shown=(columns // 2, ROWS, 1), trajectory="epi")
+    told = {"rampUpTime": 60, "flatTopTime": 60, "rampDownTime": 60, "acqDelayTime": 10, "numSamples": columns}
+    longs = "".join(
+        f"<userParameterLong><name>{n}</name><value>{v}</value></userParameterLong>" for n, v in told.items()
+    )
+    dwell = "<userParameterDouble><name>dwellTime</name><value>2.5</value></userParameterDouble>"
+    text = f"<trajectoryDescription><identifier>ConventionalEPI</identifier>{longs}{dwell}</trajectoryDescription>"
+    with h5py.File(path, "r+") as file:
+        file["dataset/xml"][0] = file["dataset/xml"][0].replace(b"</encoding>", text.encode() + b"</encoding>")
+    scan, _ = _read(path, Known(keep_oversampling=True))
+    even = image @ np.exp(-2j * np.pi * pixels[:, None] * (index / columns)[None])
+    found = np.abs(_image(np.asarray(scan.kspace[0]), (-1,)))
+    assert np.allclose(found, np.abs(_image(even, (-1,))), atol=0.02 * np.abs(even).max())
+    assert any(match.role == "ramp sampling" for match in scan.matched)
+
+
+def test_lines_that_lack_and_lines_of_both_directions_are_told(writer: _Writer, whole: np.ndarray) -> None:
+    for number in range(2):
+        for line in range(ROWS - number):
+            writer.add(whole[:, line], line=line, slice=number)
+    writer.add(whole[:, 3, ::-1], ismrmrd.ACQ_IS_REVERSE, line=3)
+    scan, _ = _read(writer.write())
+    assert "1 of 2 slices lack lines that others have; there they are zero." in scan.warnings
+    assert any("1 lines were measured in both directions" in warning for warning in scan.warnings)
+
+
+# --- headers, and several scans in a file -----------------------------------------------------------
+
+
+def test_a_centre_that_was_not_set_is_the_middle(writer: _Writer, whole: np.ndarray) -> None:
+    for line in range(ROWS):
+        writer.add(whole[:, line], line=line)
+    scan, _ = _read(writer.write(centre=(0, 0)))
+    assert np.allclose(scan.kspace[0], _cropped(whole), atol=1e-5)
+
+
+def test_headers_that_are_missing_or_begin_with_an_empty_line(writer: _Writer, whole: np.ndarray) -> None:
+    writer.add(whole[:, 0], line=0)
+    path = writer.write()
+    with h5py.File(path, "r+") as file:
+        file["dataset/xml"][0] = b"\n  " + file["dataset/xml"][0]
+    assert read(path).shape == (1, COILS, ROWS, COLUMNS // 2)
+    with h5py.File(path, "r+") as file:
+        del file["dataset/xml"]
+    with pytest.raises(BadInput, match=r"scan\.h5: the header /dataset/xml is missing"):
+        read(path)
+
+
+def test_of_several_scans_the_first_of_an_image_or_the_told_one_is_read(writer: _Writer, whole: np.ndarray) -> None:
+    for line in range(ROWS):
+        writer.add(whole[:, line], line=line)
+    path = writer.write()
+    noise, other = _noise(COILS, 40, seed=6), _noise(COILS, ROWS, COLUMNS, seed=7)
+    adjustment, later = _Writer(path.parent / "noise.h5"), _Writer(path.parent / "later.h5")
+    adjustment.add(noise, ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+    for line in range(ROWS):
+        later.add(other[:, line], line=line)
+        later.add(whole[:, line], line=line, repetition=1)
+    several = path.parent / "several.h5"
+    with h5py.File(several, "w") as file:
+        for number, part in enumerate((adjustment.write(), path, later.write()), start=1):
+            with h5py.File(part) as one:
+                file.copy(one["dataset"], f"dataset_{number}")
+    scan, _ = _read(several)
+    assert np.allclose(scan.kspace[0], _cropped(whole), atol=1e-5)
+    assert scan.noise is not None
+    assert np.array_equal(scan.noise, noise)
+    assert "The file has 3 scans; dataset_2 is read." in scan.warnings
+    assert {source.name for source in scan.sources} == {"dataset_1", "dataset_2", "dataset_3"}
+    for told, expected in (("dataset_3", other), ("dataset_3, repetition 2", whole)):
+        scan, _ = _read(several, Known(roles=(Role("kspace", told),)))
+        assert np.allclose(scan.kspace[0], _cropped(expected), atol=1e-5)
+    with pytest.raises(BadInput, match=r"none of which is of an image"):
+        read(several, Known(roles=(Role("kspace", "dataset_1"),)))
+
+
 def _spokes(count: int, samples: int) -> np.ndarray:
     """Return positions `(readout, sample, 2)` along (kx, ky) in cycles per pixel."""
     angle = np.arange(count) * np.pi / count
@@ -535,15 +651,17 @@ def test_echo_planar_parts_survive(tmp_path: Path) -> None:
     assert turned.data.shape == (COILS, 8)
 
 
-def test_a_trajectory_survives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_trajectory_survives(tmp_path: Path, calibrated: bool) -> None:
     positions = 32 * _spokes(9, 32)[..., ::-1]
-    geometry = NonCartesian(positions, (32, 32), (240.0, 240.0), slice_mm=3.0, calibrated=True)
+    geometry = NonCartesian(positions, (32, 32), (240.0, 240.0), slice_mm=3.0, calibrated=calibrated)
     scan = _scan(kspace=_noise(2, COILS, 9, 32), geometry=geometry)
     again, lines, _ = _written(scan, tmp_path)
     assert np.array_equal(again.kspace[:], scan.kspace)
     assert isinstance(again.geometry, NonCartesian)
     assert np.allclose(again.geometry.trajectory, positions, atol=1e-5)
     assert (again.geometry.matrix, again.geometry.slice_mm) == ((32, 32), 3.0)
+    assert again.geometry.calibrated is calibrated
     assert lines[3].traj.shape == (32, 2)
     assert np.allclose(lines[3].traj, positions[3, :, ::-1] / 32, atol=1e-6)
 

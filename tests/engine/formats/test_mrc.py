@@ -16,7 +16,9 @@ from mrcfile import dtypes
 from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput, EquipoiseError, Incomplete, Unsupported
 from equipoise_engine.formats import read
+from equipoise_engine.formats.reference import is_reference, read_reference
 from equipoise_engine.geometry import ParallelBeam
+from equipoise_engine.progress import unwatched
 from equipoise_engine.recipe import AngleRange, Known, Role
 
 TILTS = np.arange(-60.0, 61.0, 3.0)
@@ -134,3 +136,23 @@ def test_a_packed_series_is_named(tmp_path: Path) -> None:
     (tmp_path / "s.mrc.gz").write_bytes(gzip.compress((tmp_path / "s.mrc").read_bytes()))
     with pytest.raises(Unsupported, match="gzip archive"):
         read(tmp_path / "s.mrc.gz")
+
+
+def test_a_volume_is_a_reference_unless_angles_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "volume.mrc"
+    values = np.random.default_rng(5).normal(size=(6, 20, 24)).astype(np.float32)
+    with mrcfile.new(path) as file:
+        file.set_data(values)
+        file.voxel_size = 2.5
+    assert is_reference(path)
+    assert not is_reference(path, Known(angles=AngleRange(start_deg=0.0, stop_deg=180.0)))
+    volume = read_reference(path, unwatched)
+    # the first row of the file is the lowest
+    np.testing.assert_array_equal(volume.data, values[:, ::-1])
+    assert volume.voxel_mm == pytest.approx((2.5e-7,) * 3)
+    (tmp_path / "volume.tlt").write_text("".join(f"{10 * n}\n" for n in range(6)))
+    assert not is_reference(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert not is_reference(path)
+    with pytest.raises(BadInput, match=r"volume\.mrc"):
+        read_reference(path, unwatched)

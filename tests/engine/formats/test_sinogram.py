@@ -42,13 +42,54 @@ def _read(path: Path, known: Known | None = None) -> tuple[CtAcquisition, Parall
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])
-@pytest.mark.parametrize("views", [60, 61, 180])
-@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize(("views", "inclusive"), [(60, False), (61, False), (180, False), (60, True), (181, True)])
 @pytest.mark.parametrize("stop", [180.0, 360.0])
 def test_the_views_show_their_range(stop: float, inclusive: bool, views: int, noise: float) -> None:
     expected = AngleRange(start_deg=0.0, stop_deg=stop, inclusive=inclusive)
     found, _, sure = find_range(_discs(evenly(expected, views), noise=noise))
     assert (found, sure) == (expected, True)
+
+
+@pytest.mark.parametrize("start", [0.0, 37.0])
+@pytest.mark.parametrize(("views", "inclusive"), [(180, False), (181, True), (360, False), (361, True)])
+def test_the_end_is_told_whichever_way_an_object_lies(views: int, inclusive: bool, start: float) -> None:
+    turned = evenly(AngleRange(start_deg=start, stop_deg=start + 180, inclusive=inclusive), views)
+    lines = np.zeros((views, 128))
+    for x, y, wide, high, lying in ((3, 0, 40, 48, 0.2), (6, 22, 10, 5, 0.5), (-16, -13, 6, 19, -0.4)):
+        angle = np.deg2rad(turned)[:, None]
+        across = np.arange(128)[None, :] - 66.8 - x * np.cos(angle) - y * np.sin(angle)
+        square = (wide * np.cos(angle - lying)) ** 2 + (high * np.sin(angle - lying)) ** 2
+        lines += 2 * wide * high * np.sqrt(np.maximum(square - across**2, 0)) / square
+    assert find_range(lines)[0].inclusive == inclusive
+
+
+def test_an_image_with_views_as_columns_is_turned(tmp_path: Path) -> None:
+    views = np.exp(-_discs(_half_turn(120))).astype(np.float32)
+    tifffile.imwrite(tmp_path / "s.tif", views.T)
+    scan, _ = _read(tmp_path / "s.tif")
+    assert np.array_equal(np.asarray(scan.projections[:, 0]), views)
+    assert scan.state is DataState.TRANSMISSION
+    assert "layout" in scan.guessed
+    assert any("The 120 columns of the image were taken as the views" in text for text in scan.warnings)
+    told, _ = _read(tmp_path / "s.tif", Known(layout="sinograms"))
+    assert told.shape == (96, 1, 120)
+    with pytest.raises(BadInput, match="one projection is no scan"):
+        _read(tmp_path / "s.tif", Known(layout="projections"))
+
+
+def test_transmission_of_an_object_wider_than_the_detector_is_told_from_attenuation(tmp_path: Path) -> None:
+    inner = _discs(_half_turn(90))[:, 30:70] + 0.3
+    for values, state in ((inner, DataState.ATTENUATION), (np.exp(-inner), DataState.TRANSMISSION)):
+        tifffile.imwrite(tmp_path / "s.tif", values.astype(np.float32))
+        scan, _ = _read(tmp_path / "s.tif")
+        assert scan.state is state
+        assert "state" in scan.guessed
+
+
+def test_angles_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", _discs(_half_turn(60)).astype(np.float32))
+    with pytest.raises(BadInput, match="a span of zero"):
+        _read(tmp_path / "s.tif", Known(angles=AngleRange(start_deg=5.0, stop_deg=5.0)))
 
 
 @pytest.mark.parametrize("reach", [60.0, 100.0, 130.0, 250.0])

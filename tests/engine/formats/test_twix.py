@@ -387,8 +387,8 @@ def test_samples_on_ramps_are_put_on_a_grid(tmp_path: Path, mode: int, off_centr
     for number in range(EPI_LINES):
         backwards = number % 2 == 1
         # a line that is read backwards has its samples at the same times, from the other end
-        samples = uneven[:, number, ::-1] if backwards and not off_centre else uneven[:, number]
-        flags = ("REFLECT",) if backwards and not off_centre else ()
+        samples = uneven[:, number, ::-1] if backwards else uneven[:, number]
+        flags = ("REFLECT",) if backwards else ()
         made.line(samples, *flags, Lin=number, off_centre=off_centre)
     scan, _ = _read(made.write(), Known(keep_oversampling=True))
     found = np.abs(_to_image(np.asarray(scan.kspace[0]), (-1,)))
@@ -408,3 +408,26 @@ def test_three_dimensions_become_slices(tmp_path: Path) -> None:
     assert scan.shape == (4, COILS, EPI_LINES, BASE)
     for index in range(4):
         assert np.allclose(scan.kspace[index], _cropped(_to_kspace(image[:, 1 + index], (1, 2))), atol=1e-5)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_noise_of_the_measurement_before(tmp_path: Path, same: bool) -> None:
+    before, scan = _Made(tmp_path / "noise.dat"), _Made(tmp_path / "scan.dat")
+    noise, data = _noise(COILS, 64), _noise(COILS, EPI_LINES, ALL, seed=3)
+    before.line(noise, "NOISEADJSCAN")
+    for number in range(EPI_LINES):
+        scan.line(data[:, number], Lin=number)
+    if not same:  # another coil
+        before.body[192 + 24] = 7
+    parts = [made.write().read_bytes()[10240:] for made in (before, scan)]
+    entries = struct.pack("<IIQQ", 1, 1, 10240, len(parts[0])).ljust(152, b"\0")
+    entries += struct.pack("<IIQQ", 2, 2, 10240 + len(parts[0]), len(parts[1]))
+    path = tmp_path / "both.dat"
+    path.write_bytes((struct.pack("<II", 0, 2) + entries).ljust(10240, b"\0") + b"".join(parts))
+    found, _ = _read(path)
+    assert np.allclose(found.kspace[0], _cropped(data), atol=1e-5)
+    if same:
+        assert found.noise is not None
+        assert np.array_equal(found.noise, noise)
+    else:
+        assert found.noise is None

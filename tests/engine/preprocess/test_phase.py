@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from scipy import fft
@@ -12,7 +14,8 @@ from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput
 from equipoise_engine.geometry import ConeBeam, ParallelBeam
 from equipoise_engine.preprocess.phase import smoothing
-from equipoise_engine.recipe import PhaseRetrieval
+from equipoise_engine.preprocess.selection import selected
+from equipoise_engine.recipe import PhaseRetrieval, Selection, Span
 
 DELTA, BETA, ENERGY_KEV, DISTANCE_MM, PIXEL_MM = 4.0e-7, 4.0e-10, 25.0, 150.0, 0.001
 STEP = PhaseRetrieval(delta_beta=DELTA / BETA, energy_kev=ENERGY_KEV, distance_mm=DISTANCE_MM)
@@ -94,6 +97,24 @@ def test_an_enlarged_object_counts_for_less_distance() -> None:
     # the element is as large at the object, and the distance four times smaller
     assert found.across_px == pytest.approx(plain.across_px / 2)
     assert found.along_px == pytest.approx(plain.across_px / 4)
+
+
+def test_the_selection_changes_what_an_element_is() -> None:
+    whole = smoothing(_scan(_parallel()), STEP)
+    part = Selection(rows=Span(step=3), bin=2)
+    scan = replace(selected(_scan(_parallel()), part), full_shape=(1, SIZE, SIZE))
+    for step in (STEP, PhaseRetrieval(**(msgspec.structs.asdict(STEP) | {"pixel_mm": PIXEL_MM}))):
+        found = smoothing(scan, step)
+        assert found.across_px == pytest.approx(whole.across_px / 2)
+        # two of every third row make one
+        assert found.along_px == pytest.approx(whole.across_px / 6)
+
+
+@pytest.mark.parametrize("energy_kev", [1e-300, 1e-3])
+def test_a_filter_longer_than_the_detector_is_refused(energy_kev: float) -> None:
+    step = PhaseRetrieval(delta_beta=1e6, energy_kev=energy_kev, distance_mm=1e6)
+    with pytest.raises(BadInput, match="more than the 256 columns there are"):
+        smoothing(_scan(_parallel()), step)
 
 
 def test_the_pixel_must_be_known() -> None:

@@ -43,5 +43,13 @@ def test_a_crop_is_enough() -> None:
         assert one[0] == pytest.approx(whole[row], abs=1e-5)
 
 
+def test_rows_may_lie_further_apart_than_columns() -> None:
+    leaning = np.ascontiguousarray(_projection(3.0)[:, None, :])
+    # rows 1, 4, 7, ... have the same middle as all rows
+    turn = Turn(np.deg2rad(3.0), ROWS // 3, COLUMNS, taller=3.0)
+    some = turn.apply(leaning[1::3], 0, np.arange(ROWS // 3))[:, 0]
+    assert some[4:-4, 25:-25] == pytest.approx(_projection(0.0)[1::3][4:-4, 25:-25], abs=2e-2)
+
+
 def test_no_turn_needs_no_rows() -> None:
     assert Turn(0.0, ROWS, COLUMNS).margin == 0

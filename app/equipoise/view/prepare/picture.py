@@ -22,6 +22,8 @@ SAME = 1e-6
 MOST_STRETCHED = 3.0
 """Pictures whose sides differ by more than this factor fill their pane; others keep their proportions."""
 _SAMPLES = 1 << 18
+_ENOUGH = 1 << 10
+_BAND = 64
 
 _CHANGED = (255, 140, 0)
 _NEGATIVE = (0, 190, 255)
@@ -78,20 +80,31 @@ class Overlay:
 
 def compare(before: Pixels | None, after: Pixels) -> Overlay:
     """Return what is remarkable in a picture `(row, column)`, float32, and what differs from the one before."""
-    missing = ~np.isfinite(after)
-    changed = None
+    missing, negative = np.empty(after.shape, np.bool_), np.empty(after.shape, np.bool_)
+    changed = np.empty(after.shape, np.bool_) if before is not None and before.shape == after.shape else None
     with np.errstate(invalid="ignore", over="ignore"):
-        negative = after < 0
-        if before is not None and before.shape == after.shape:
-            least = np.maximum(np.abs(before), np.abs(after))
-            least *= np.float32(SAME)
-            changed = np.abs(after - before) > least
-            odd = missing | ~np.isfinite(before)
-            if odd.any():
-                # a number in place of none is a change, and the other way round
-                one, other = before[odd], after[odd]
-                changed[odd] = (one != other) & ~(np.isnan(one) & np.isnan(other))
+        # in bands that stay in the cache: this runs between two turns of the event loop
+        for first in range(0, after.shape[0], _BAND):
+            band = slice(first, first + _BAND)
+            now = after[band]
+            np.less(now, 0, out=negative[band])
+            np.logical_not(np.isfinite(now), out=missing[band])
+            if before is not None and changed is not None:
+                _note_changes(before[band], now, changed[band])
     return Overlay(changed=changed, negative=negative, missing=missing)
+
+
+def _note_changes(before: Pixels, after: Pixels, changed: Marks) -> None:
+    """Write into `changed` where two bands `(row, column)` of pictures differ."""
+    least = np.maximum(np.abs(before), np.abs(after))
+    # no number on either side
+    odd = ~np.isfinite(least)
+    least *= np.float32(SAME)
+    np.greater(np.abs(after - before), least, out=changed)
+    if odd.any():
+        # a number in place of none is a change, and the other way round
+        one, other = before[odd], after[odd]
+        changed[odd] = (one != other) & ~(np.isnan(one) & np.isnan(other))
 
 
 def difference(before: Pixels, after: Pixels) -> Pixels | None:
@@ -122,12 +135,19 @@ def shared_levels(one: tuple[float, float], other: tuple[float, float]) -> tuple
 
 def around_zero(pixels: Pixels) -> tuple[float, float]:
     """Return levels as far below zero as above it, for a difference."""
-    values = pixels[np.isfinite(pixels) & (pixels != 0)]
+    # of the changed pixels only: a few specks are to be seen as well as a change everywhere
+    every = pixels.reshape(-1)
+    values = _changes(every[:: max(1, every.size // _SAMPLES)])
+    if values.size < _ENOUGH:
+        values = _changes(every)
     if not values.size:
         return -1.0, 1.0
-    # of the changed pixels only: a few specks are to be seen as well as a change everywhere
-    most = float(np.percentile(np.abs(values[:: max(1, values.size // _SAMPLES)]), 99))
+    most = float(np.percentile(np.abs(values), 99))
     return (-most, most) if most > 0 else (-1.0, 1.0)
+
+
+def _changes(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values[np.isfinite(values) & (values != 0)]
 
 
 def axes_of(caption: str) -> tuple[str, str]:
@@ -493,7 +513,9 @@ def _coarser(marks: Marks, coarse: int) -> Marks:
     rows, columns = (-(-n // coarse) for n in marks.shape)
     padded = np.zeros((rows * coarse, columns * coarse), np.bool_)
     padded[: marks.shape[0], : marks.shape[1]] = marks
-    return np.asarray(padded.reshape(rows, coarse, columns, coarse).any(axis=(1, 3)))
+    # along the rows first, which lie together in memory
+    lines = padded.reshape(rows, coarse, columns * coarse).any(axis=1)
+    return np.asarray(lines.reshape(rows, columns, coarse).any(axis=2))
 
 
 def _colour_map(name: str) -> pg.ColorMap:

@@ -353,14 +353,17 @@ class Session(QObject):
         purpose = next((name for name, (number, _) in self._looking.items() if number == job), None)
         if purpose is None or not job:
             return False
+        following = self._to_look.get(purpose)
+        # nobody looks at the other scan any more
+        late = following is not None and following.path != self._looking[purpose][1].path
         if isinstance(event, Finished | Failed):
             del self._looking[purpose]
-            following = self._to_look.pop(purpose, None)
             if following is not None:
+                del self._to_look[purpose]
                 self.look(purpose, following)
         if isinstance(event, Seen) and pixels is not None:
             self.seen.emit(purpose, event, pixels)
-        elif isinstance(event, Failed):
+        elif isinstance(event, Failed) and not late:
             self.look_failed.emit(purpose, event)
         return True
 
@@ -386,6 +389,9 @@ class Session(QObject):
         if found is None or found.kind == "reopen":
             return
         self.change_settings(with_recent(self._settings, facts.path))
+        if facts.guessed and old is None:
+            name = PurePath(facts.path).name
+            self.notify("info", f"{name}: its files do not say everything. Check what was guessed in Prepare scan.")
         self._show_first(facts)
 
     def _show_first(self, facts: ScanFacts) -> None:

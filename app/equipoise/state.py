@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import assert_never
 
 from equipoise.extent import same_slice
+from equipoise.step_fields import titled
 from equipoise_engine.client import EngineLost
 from equipoise_engine.protocol import (
     Advice,
@@ -825,15 +826,24 @@ def _failed(state: State, job: int, event: Failed) -> State:
     found = find_job(state, job)
     if found is None:
         # failed look-ups of slices and late cancels are no news; a failure outside any request is
-        return add_notice(state, "error", _sentence(event), event.details) if job == 0 else state
+        return add_notice(state, "error", sentence(event.message, event.hint), event.details) if job == 0 else state
     if not found.active:
         return state
     state = _end(state, job, JobPhase.FAILED, failure=event)
-    return add_notice(state, "error", f"{found.title}: {_sentence(event)}", event.details)
+    text = sentence(event.message, event.hint)
+    name = text.partition(": ")[0]
+    if found.title.endswith(f" {name}"):
+        # the title has named the file
+        text = text[len(name) + 2 :]
+    return add_notice(state, "error", f"{found.title}: {text}", event.details)
 
 
-def _sentence(event: Failed) -> str:
-    return f"{event.message} {event.hint}".strip()
+def sentence(message: str, hint: str = "") -> str:
+    """Return what went wrong and what to do about it, the steps called by their names for people."""
+    message = message.strip()
+    if message and hint and message[-1] not in ".!?…":
+        message += "."
+    return titled(f"{message} {hint}".strip())
 
 
 def _lost(state: State, event: EngineLost) -> State:

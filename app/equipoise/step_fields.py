@@ -37,6 +37,13 @@ def step_title(step: Step | type[Step]) -> str:
     return STEP_NAMES.get(name, name)
 
 
+def titled(text: str) -> str:
+    """Return a text of the engine in which steps stand by their names for people: 'log' is "Negative logarithm"."""
+    for name, title in STEP_NAMES.items():
+        text = text.replace(f"'{name}'", f"“{title}”").replace(f"({name})", f"({title})")
+    return text
+
+
 @dataclass(frozen=True)
 class Field:
     """One value of a step.

@@ -380,7 +380,9 @@ def _place(state: State, picture: Picture | None) -> QRectF:
         results += [r.result for r in state.runs if r.result is not None and r.scan == run.scan and not r.is_reference]
         if results:
             first = results[0]
-            height, width = first.shape[1] * first.voxel_mm[1], first.shape[2] * first.voxel_mm[2]
+            # where only one of both has a scale, a reference is laid voxel on voxel on what it is compared with
+            scaled = first if all(other.calibrated == first.calibrated for other in results[1:]) else results[1]
+            height, width = first.shape[1] * scaled.voxel_mm[1], first.shape[2] * scaled.voxel_mm[2]
     return QRectF(-width / 2, -height / 2, width, height)
 
 

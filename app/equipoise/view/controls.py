@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import PurePath
 
-import msgspec
-from PySide6.QtCore import QLocale, Qt
+from PySide6.QtCore import QLocale, Qt, Signal
 from PySide6.QtGui import QDoubleValidator, QPalette
 from PySide6.QtWidgets import (
     QCheckBox,
@@ -165,6 +164,9 @@ class NumberField(QLineEdit):
 class ControlsView(QWidget):
     """Asks for a method and its parameters; only the button of the user starts the reconstruction."""
 
+    centre_wanted = Signal()
+    """The user wants to see or change the rotation centre."""
+
     def __init__(self, session: Session) -> None:
         super().__init__()
         self._session = session
@@ -242,15 +244,9 @@ class ControlsView(QWidget):
         self.start_button.setToolTip("Reconstruct the active scan with these settings")
         self.start_button.clicked.connect(self.start)
 
-        self.centre = NumberField(
-            "Rotation centre",
-            "Detector column of the rotation axis, in pixels; 0 is the middle of the first",
-        )
-        self.centre.setPlaceholderText("from the file, or found")
-        self.centre.returnPressed.connect(self._reopen)
-        self.reopen_button = QPushButton("Re-open with this centre")
-        self.reopen_button.setToolTip("Read the scan again; without a centre it takes the file's, or finds it")
-        self.reopen_button.clicked.connect(self._reopen)
+        self.centre_button = QPushButton("Rotation ce&ntre …")
+        self.centre_button.setAccessibleName("Rotation centre")
+        self.centre_button.clicked.connect(self.centre_wanted)
 
         self.form = QFormLayout()
         self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
@@ -277,8 +273,7 @@ class ControlsView(QWidget):
         self._rule.setFrameShape(QFrame.Shape.HLine)
         self._rule.setForegroundRole(QPalette.ColorRole.Mid)
         self.form.addRow(self._rule)
-        self.form.addRow("Ce&ntre (px)", self.centre)
-        self.form.addRow(self.reopen_button)
+        self.form.addRow(self.centre_button)
 
         column = scrolled_column(self, 230)
         column.addLayout(self.form)
@@ -356,7 +351,9 @@ class ControlsView(QWidget):
             if another:
                 self.first.setValue(0)
                 self.last.setValue(max(0, facts.slices - 1))
-                self.centre.setText(_centre(facts))
+                centre = facts.recipe.known.centre_px
+                at = "" if centre is None else f"The axis lies at column {centre:.2f}. "
+                self.centre_button.setToolTip(f"{at}Estimate it, compare the images of several centres, or set it")
                 self.subsets.setValue(1)
                 if facts.kind == "ct":
                     self.views_every.setMaximum(max(1, facts.shape[0] // 2))
@@ -388,8 +385,7 @@ class ControlsView(QWidget):
             self.slices: facts is not None and facts.slices > 1,
             self._range: facts is not None and facts.slices > 1 and self.slices.currentIndex() == 2,
             self._rule: kind == "ct",
-            self.centre: kind == "ct",
-            self.reopen_button: kind == "ct",
+            self.centre_button: kind == "ct",
         }
 
     def _show_rows(self) -> None:
@@ -439,14 +435,7 @@ class ControlsView(QWidget):
         there = find_scan(self._state, self._state.scan) is not None
         self.method.setEnabled(there)
         self.start_button.setEnabled(there and ready)
-        self.reopen_button.setEnabled(there and ready)
-
-    def _reopen(self) -> None:
-        facts = find_scan(self._state, self._state.scan)
-        if facts is not None and self.reopen_button.isEnabled():
-            centre = self.centre.value() if self.centre.text().strip() else None
-            known = msgspec.structs.replace(facts.recipe.known, centre_px=centre)
-            self._session.open(facts.path, msgspec.structs.replace(facts.recipe, known=known))
+        self.centre_button.setEnabled(there)
 
 
 def _choice(name: str, tip: str, entries: tuple[tuple[str, str], ...] = ()) -> QComboBox:
@@ -465,9 +454,3 @@ def _count(name: str, tip: str, low: int, high: int) -> QSpinBox:
     field.setToolTip(tip)
     field.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
     return field
-
-
-def _centre(facts: ScanFacts) -> str:
-    """Rotation centre of a scan as text, or nothing."""
-    centre = facts.recipe.known.centre_px
-    return "" if centre is None else f"{centre:.6g}"

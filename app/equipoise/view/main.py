@@ -38,7 +38,7 @@ from PySide6.QtWidgets import (
 from equipoise.commands import COMMANDS, MENUS, Command, recent_commands
 from equipoise.session import Session
 from equipoise.settings import Settings
-from equipoise.state import EnginePhase, State, active_jobs, find_scan
+from equipoise.state import EnginePhase, State, active_jobs
 from equipoise.view.adapt import AdaptView
 from equipoise.view.compare import CompareView
 from equipoise.view.controls import ControlsView
@@ -104,7 +104,8 @@ class MainWindow(QMainWindow):
         self.log = LogView(session, log_folder)
         self.notices = NoticeBar(session)
         self.prepare = PrepareWindow(session, self)
-        self.scan.change_wanted.connect(self._change_reading)
+        self.scan.change_wanted.connect(partial(self._prepare_active, self.prepare.reading))
+        self.controls.centre_wanted.connect(partial(self._prepare_active, self.prepare.centre))
         offered = tuple(c for c in COMMANDS if c.id.startswith("open-"))
         self.welcome = WelcomeView(session, offered, self.run_command)
 
@@ -183,7 +184,8 @@ class MainWindow(QMainWindow):
         self._enable(new)
         if old.engine is not new.engine or not self.engine_label.text():
             self._show_engine(new)
-        if _wants_preparing(old, new):
+        if new.needed is not None and new.needed is not old.needed:
+            self.prepare.tabs.setCurrentWidget(self.prepare.reading)
             self.prepare_scan()
         count = len(active_jobs(new))
         self.docks["jobs"].setWindowTitle(f"Jobs ({count} running)" if count else "Jobs")
@@ -389,9 +391,9 @@ class MainWindow(QMainWindow):
         dialog.filesSelected.connect(self._open_all)
         self._open_dialog(dialog)
 
-    @Slot()
-    def _change_reading(self) -> None:
-        self.prepare.tabs.setCurrentWidget(self.prepare.reading)
+    def _prepare_active(self, page: QWidget) -> None:
+        self.prepare.show_active()
+        self.prepare.tabs.setCurrentWidget(page)
         self.prepare_scan()
 
     def ask_reference(self, *, folder: bool) -> None:
@@ -576,14 +578,6 @@ class MainWindow(QMainWindow):
     def dialog(self) -> QDialog | None:
         """The dialog that is open, or None."""
         return self._dialog
-
-
-def _wants_preparing(old: State, new: State) -> bool:
-    """Whether a scan has come that lacks something, or of which something was guessed."""
-    if new.needed is not None and new.needed is not old.needed:
-        return True
-    facts = find_scan(new, new.scan)
-    return facts is not None and bool(facts.guessed) and all(facts.path != scan.path for scan in old.scans)
 
 
 _SEPARATED = {

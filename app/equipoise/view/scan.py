@@ -58,6 +58,10 @@ class ScanView(QWidget):
         self.scans.setToolTip("The open scans; the controls act on the selected one")
         self.scans.currentItemChanged.connect(self._select)
         self.warnings = WarningBox()
+        self.check_button = QPushButton("&Prepare scan …")
+        self.check_button.setAccessibleName("Check what was guessed in Prepare scan")
+        self.check_button.setToolTip("Check what the files do not say and was guessed, and say it better")
+        self.check_button.clicked.connect(self.change_wanted)
         self.facts = _tree("Facts of the scan", ["Fact", "Value"])
         self.facts.setTextElideMode(Qt.TextElideMode.ElideRight)
         self.matched = _tree("What was matched", ["Role", "Source", "Shape", "Reason"])
@@ -107,6 +111,7 @@ class ScanView(QWidget):
         column.addWidget(_heading("Scans"))
         column.addWidget(self.scans, 2)
         column.addWidget(self.warnings)
+        column.addWidget(self.check_button, 0, Qt.AlignmentFlag.AlignRight)
         column.addWidget(tabs, 5)
         lower = QWidget()
         column = QVBoxLayout(lower)
@@ -163,6 +168,7 @@ class ScanView(QWidget):
             item = self.scans.topLevelItem(row)
             if item is not None and item.data(0, _KEY) == self._state.scan:
                 self.scans.setCurrentItem(item)
+                self.scans.scrollToItem(item)
         self.scans.blockSignals(False)
 
     def _show_facts(self, facts: ScanFacts | None) -> None:
@@ -170,6 +176,7 @@ class ScanView(QWidget):
         self.matched.clear()
         self.warnings.show_texts(facts.warnings if facts is not None else ())
         self.change_button.setEnabled(facts is not None)
+        self.check_button.setVisible(facts is not None and bool(facts.guessed))
         if facts is None:
             return
         rows = [

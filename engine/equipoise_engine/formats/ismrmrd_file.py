@@ -58,6 +58,7 @@ from equipoise_engine.formats.readouts import (
     gridding,
     laid_out,
     navigators,
+    noise_wanted,
     part_warnings,
     parts,
     ramp_positions,
@@ -161,7 +162,7 @@ def _header(group: h5py.Group, path: Path) -> ElementTree.Element:
 def _read(file: h5py.File, path: Path, known: Known) -> MriAcquisition:
     told = told_roles(known, path, ("kspace", "noise"))
     scans, told_part = _scans(file, path, told.get("kspace", ""))
-    scan = _read_one(path, known, scans, told_part, told.get("noise") != "")
+    scan = _read_one(path, known, scans, told_part, noise_wanted(told, path))
     if len(scans) == 1:
         return scan
     others = ", ".join(other.name for other in scans[1:6]) + (", ..." if len(scans) > 6 else "")

@@ -489,6 +489,20 @@ def chosen_part(source: str, counters: Mapping[str, Iterable[int]], path: Path) 
     return chosen
 
 
+def noise_wanted(told: Mapping[str, str], path: Path) -> bool:
+    """Return whether the noise of a scan is to be read: unless the user tells that there is none.
+
+    Raises BadInput where a source is told: readouts of noise are marked in the file.
+    """
+    source = told.get("noise")
+    if source:
+        raise BadInput(
+            f"{path.name}: {source!r} cannot be told as the noise: its readouts are marked in the file",
+            "Leave it out, or tell an empty source where there is none.",
+        )
+    return source is None
+
+
 def parts(counters: Mapping[str, Iterable[int]], shape: tuple[int, ...]) -> tuple[Source, ...]:
     """Return the parts of a scan that may be read in place of the first."""
     values = {name: sorted(set(found)) for name, found in counters.items()}

@@ -9,14 +9,17 @@ Sources: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h and .../nifti
 from __future__ import annotations
 
 import gzip
+import logging
 import math
-import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import array_from_file
 from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput, Unsupported
@@ -25,24 +28,17 @@ from equipoise_engine.formats.upright import LPS_OF_RAS, upright, usable
 from equipoise_engine.volume import Volume
 
 _GZIP = b"\x1f\x8b"
-_SIZES = {348: 1, 540: 2}
+_CLASSES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 MAX_INFLATION = 1032
 """Bytes that one byte of a gzip file can become."""
-_TYPES = {
-    2: "u1",
-    4: "i2",
-    8: "i4",
-    16: "f4",
-    32: "c8",
-    64: "f8",
-    256: "i1",
-    512: "u2",
-    768: "u4",
-    1024: "i8",
-    1280: "u8",
-    1792: "c16",
-}
 _MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 1e-3}
+_ROUNDING = -1e-5
+"""How far beyond 1 the parts of a unit quaternion may add up, as many files keep them in single precision."""
+_NEVER = 1000
+"""A level that no fault of a header reaches."""
+_SILENT = logging.Logger("nibabel.silent")
+"""Takes what nibabel says of a header that it mends; its own one writes to stderr."""
+_SILENT.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class _Header:
     shape
         Sizes of the axes, the fastest first.
     steps
-        Size of an element along these axes, as stored.
+        Size of an element along these axes.
     affine
         Steps along the first three axes, `(axis, 3)`, as stored, along right, anterior and head; None where not said.
     """
@@ -105,7 +101,7 @@ def read_nifti(path: Path) -> Volume:
     """
     header = _header(path)
     shape = (*header.shape, 1, 1)[:3]
-    values = _values(path, header, math.prod(shape)).reshape(shape[::-1])
+    values = _values(path, header, shape).T
     notes = []
     others = math.prod(header.shape[3:])
     if others > 1:
@@ -133,72 +129,65 @@ def read_nifti(path: Path) -> Volume:
 
 def _header(path: Path) -> _Header:
     start = _start(path, 540)
-    order = "<" if int.from_bytes(start[:4], "little") in _SIZES else ">"
-    version = _SIZES.get(int(struct.unpack_from(f"{order}i", start)[0]) if len(start) >= 348 else 0, 0)
-    if version == 0 or len(start) < (348, 540)[version - 1]:
+    orders = {order: int.from_bytes(start[:4], name) for order, name in (("<", "little"), (">", "big"))}
+    order = next((order for order, size in orders.items() if size in _CLASSES), "<")
+    if orders[order] not in _CLASSES or len(start) < orders[order]:
         raise BadInput(f"{path.name}: the header of the NIfTI file is cut short", "Copy or download it again.")
-
-    def numbers(code: str, at: int) -> tuple[Any, ...]:
-        return struct.unpack_from(order + code, start, at)
-
-    if version == 1:
-        dims, kind, steps = numbers("8h", 40), numbers("h", 70)[0], numbers("8f", 76)
-        offset, slope, intercept = numbers("3f", 108)
-        units, (qform, sform), quaternion = start[123], numbers("2h", 252), numbers("3f", 256)
-        rows, magic = numbers("12f", 280), start[344:347]
-    else:
-        dims, kind, steps = numbers("8q", 16), numbers("h", 12)[0], numbers("8d", 104)
-        (offset,), (slope, intercept) = numbers("q", 168), numbers("2d", 176)
-        units, (qform, sform), quaternion = numbers("i", 500)[0], numbers("2i", 344), numbers("3d", 352)
-        rows, magic = numbers("12d", 400), start[4:7]
-    axes = dims[0]
-    if not 1 <= axes <= 7 or any(n < 1 for n in dims[1 : axes + 1]):
+    # the header alone: what follows it may be about the patient, and its notes are never looked at
+    header = _CLASSES[orders[order]](start[: orders[order]], endianness=order, check=False)
+    dims, offset = [int(size) for size in header["dim"]], float(header["vox_offset"])
+    if not 1 <= dims[0] <= 7 or any(size < 1 for size in dims[1 : dims[0] + 1]):
         raise BadInput(
-            f"{path.name}: the NIfTI header gives the sizes {list(dims)}; 1 to 7 axes are needed", "Export it again."
+            f"{path.name}: the NIfTI header gives the sizes {dims}; 1 to 7 axes are needed", "Export it again."
         )
-    if kind not in _TYPES:
-        raise Unsupported(f"{path.name}: values of NIfTI type {kind} are not read; numbers are")
     if not (math.isfinite(offset) and 0 <= offset < 1 << 62):
         raise BadInput(f"{path.name}: the NIfTI header places its values at {offset}", "Export it again.")
-    scaled = math.isfinite(slope) and math.isfinite(intercept) and slope != 0
-    affine = None
-    if sform > 0:
-        affine = np.asarray(rows, dtype=np.float64).reshape(3, 4)[:, :3].T
-    elif qform > 0:
-        affine = _turned(quaternion, steps)
-    if affine is not None and not usable(affine):
-        affine = None
+    # before they are mended: a size of zero is an unknown one
+    steps = tuple(abs(float(step)) for step in header.get_zooms())
+    header.check_fix(logger=_SILENT, error_level=_NEVER)
+    code = int(header["datatype"])
+    try:
+        kind = header.get_data_dtype()
+    except KeyError:
+        kind = np.dtype("V")
+    if kind.kind not in "iufc":
+        raise Unsupported(f"{path.name}: values of NIfTI type {code} are not read; numbers are")
+    try:
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError:
+        slope = intercept = None
     return _Header(
-        shape=tuple(int(n) for n in dims[1 : axes + 1]),
-        kind=np.dtype(_TYPES[kind]).newbyteorder("<" if order == "<" else ">"),
-        offset=int(offset),
-        slope=float(slope) if scaled else 1.0,
-        intercept=float(intercept) if scaled else 0.0,
-        steps=tuple(abs(float(step)) for step in steps[1 : axes + 1]),
-        affine=affine,
-        unit_mm=_MILLIMETRES.get(units & 7, 1.0),
-        one_file=magic in (b"n+1", b"n+2"),
+        shape=tuple(dims[1 : dims[0] + 1]),
+        kind=kind,
+        offset=header.get_data_offset(),
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if intercept is None else float(intercept),
+        steps=steps,
+        affine=_directions(header),
+        unit_mm=_MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0),
+        one_file=header["magic"].item() == header.single_magic,
     )
 
 
-def _turned(quaternion: tuple[float, ...], steps: tuple[float, ...]) -> NDArray[np.float64]:
-    """Return the steps along three axes `(axis, 3)` after a rotation, of which three parts of four are given."""
-    b, c, d = (float(part) for part in quaternion)
-    a = math.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d))) if all(map(math.isfinite, (b, c, d))) else math.nan
-    rotation = np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-        ]
-    )
-    sizes = np.asarray(steps[1:4], dtype=np.float64) * [1.0, 1.0, -1.0 if steps[0] < 0 else 1.0]
-    return np.asarray((rotation * sizes).T)
+def _directions(header: nibabel.Nifti1Header) -> NDArray[np.float64] | None:
+    """Return the steps along three axes `(axis, 3)`, by the matrix or else by the quaternion; None without either."""
+    header.quaternion_threshold = _ROUNDING
+    try:
+        matrix, _code = header.get_sform(coded=True)
+        if matrix is None:
+            matrix, _code = header.get_qform(coded=True)
+    except (HeaderDataError, ValueError):
+        return None
+    if matrix is None:
+        return None
+    steps = np.asarray(matrix[:3, :3].T, dtype=np.float64)
+    return steps if usable(steps) else None
 
 
-def _values(path: Path, header: _Header, count: int) -> NDArray[Any]:
-    """Return the stored values of the first volume, as one row."""
+def _values(path: Path, header: _Header, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return the stored values of the first volume, the fastest axis first."""
     data = path if header.one_file else _beside(path)
+    count = math.prod(shape)
     needed = count * header.kind.itemsize
     size = data.stat().st_size
     with data.open("rb") as stream:
@@ -211,23 +200,15 @@ def _values(path: Path, header: _Header, count: int) -> NDArray[Any]:
             "The file is cut short; copy or download it again.",
         )
     check_memory(3 * needed + 4 * count, f"the volume {header.shape[:3]} of {path.name}")
-    if not compressed:
-        return np.memmap(data, dtype=header.kind, mode="r", offset=header.offset, shape=(count,))
     try:
-        with gzip.open(data) as stream:
-            stream.seek(header.offset)
-            values = stream.read(needed)
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(data) if compressed else data.open("rb") as values:
+            return array_from_file(shape, header.kind, values, header.offset, mmap="r")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise BadInput(
-            f"{data.name}: the compressed NIfTI file is damaged ({error})", "Copy or download it again."
+            f"{data.name}: the {'compressed ' if compressed else ''}NIfTI file is damaged, or it ends before the"
+            f" {needed} bytes of its volume",
+            "Copy or download it again.",
         ) from error
-    if len(values) < needed:
-        raise BadInput(
-            f"{data.name}: the volume {header.shape[:3]} of {header.kind.name} takes {needed} bytes, but {len(values)}"
-            " are stored",
-            "The file is cut short; copy or download it again.",
-        )
-    return np.frombuffer(values, dtype=header.kind)
 
 
 def _beside(path: Path) -> Path:

@@ -3,11 +3,15 @@
 Volumes whose space is that of a patient are turned as `upright` has it; others stay as they lie, the axis that runs
 fastest to the right and the next one downwards.
 
+The header is read by pynrrd. The values are not: whatever the header says, it inflates all that follows, so that a file
+of 1 MB takes gigabytes, and it refuses values with anything behind them.
+
 Source: https://teem.sourceforge.net/nrrd/format.html.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import zlib
@@ -15,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import nrrd
 import numpy as np
+from nrrd.errors import NRRDError
 from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput, Unsupported
@@ -27,19 +33,31 @@ START = b"NRRD000"
 MAX_HEADER_BYTES = 1 << 20
 MAX_INFLATION = 1032
 """Bytes that one byte of gzip data can become."""
-_KINDS = {
-    "i1": ("signed char", "int8", "int8_t"),
-    "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
-    "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
-    "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
-    "i4": ("int", "signed int", "int32", "int32_t"),
-    "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
-    "i8": ("longlong", "long long", "long long int", "signed long long", "int64", "int64_t"),
-    "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
-    "f4": ("float",),
-    "f8": ("double",),
+_FIELDS = {
+    **{
+        name: name
+        for name in (
+            "type",
+            "dimension",
+            "sizes",
+            "endian",
+            "encoding",
+            "data file",
+            "line skip",
+            "byte skip",
+            "kinds",
+            "spacings",
+            "units",
+            "space",
+            "space units",
+            "space directions",
+        )
+    },
+    "datafile": "data file",
+    "lineskip": "line skip",
+    "byteskip": "byte skip",
 }
-_TYPES = {name: code for code, names in _KINDS.items() for name in names}
+"""The fields that are looked at, and what each is called here; others may be about the patient."""
 _SPACES = {
     "left-posterior-superior": np.eye(3),
     "lps": np.eye(3),
@@ -109,7 +127,7 @@ def read_nrrd(path: Path) -> Volume:
     known = bool(np.isfinite(spacings).all() and (spacings > 0).all())
     sizes = (1.0,) * (3 - spacings.size) + tuple(float(size) * unit_mm for size in spacings)
     voxel = (sizes[0], sizes[1], sizes[2]) if known else (1.0, 1.0, 1.0)
-    space = fields.get("space", "").lower()
+    space = str(fields.get("space", "")).lower()
     if axes.steps is not None and axes.steps.shape == (3, 3) and usable(axes.steps):
         voxel = tuple(unit_mm * float(step) for step in np.linalg.norm(axes.steps, axis=1)[::-1])  # type: ignore[assignment]
         known = True
@@ -123,51 +141,75 @@ def read_nrrd(path: Path) -> Volume:
     return Volume(np.ascontiguousarray(values, dtype=np.float32), voxel, "", known, provenance)
 
 
-def _fields(path: Path) -> tuple[dict[str, str], int]:
-    """Return the fields of the header in lower case, and where the values begin."""
+def _fields(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the fields of the header as pynrrd gives them, and where the values begin."""
     with path.open("rb") as stream:
         start = stream.read(MAX_HEADER_BYTES)
     found = re.search(rb"\r?\n\r?\n", start)
     text = start[: found.start()] if found else start
     if not found and (len(start) == MAX_HEADER_BYTES or b"data file" not in text.replace(b"datafile", b"data file")):
         raise BadInput(f"{path.name}: the header of the NRRD file does not end", "Copy or download it again.")
-    fields = {}
-    for line in text.decode("utf-8", "replace").splitlines()[1:]:
+    magic, *rest = text.decode("utf-8", "replace").splitlines()
+    lines, sizes = [magic], ""
+    for line in rest:
         name, colon, value = line.partition(":")
-        if colon and not line.startswith("#") and not value.startswith("="):
-            fields[name.strip().lower()] = value.strip()
+        known = _FIELDS.get(name.strip().lower())
+        if not colon or known is None or value.startswith("="):
+            continue
+        if known == "sizes":
+            sizes = value.strip()
+        elif known == "space directions":
+            # pynrrd takes each blank for the end of a vector
+            value = re.sub(r"\(([^)]*)\)", lambda vector: f"({''.join(vector[1].split())}) ", value.lower())
+        lines.append(f"{known}: {value.strip()}")
+    # it cuts fractions off, and takes what it cannot hold for something else
+    words = sizes.split()
+    if not 2 <= len(words) <= 16 or not all(word.isdecimal() and len(word) < 19 and int(word) > 0 for word in words):
+        raise BadInput(
+            f"{path.name}: the sizes of the NRRD file read {sizes[:60]!r}; two or more whole numbers above zero are"
+            " needed",
+            "Export it again.",
+        )
+    try:
+        fields = dict(nrrd.read_header(lines))
+    except (NRRDError, ValueError, IndexError, OverflowError) as error:
+        raise BadInput(
+            f"{path.name}: the header of the NRRD file is damaged ({str(error)[:80]})", "Copy or download it again."
+        ) from error
     return fields, found.end() if found else len(start)
 
 
-def _kind(fields: dict[str, str], path: Path) -> np.dtype[Any]:
-    said = fields.get("type", "")
-    if said.lower() not in _TYPES:
-        raise Unsupported(f"{path.name}: values of NRRD type {said[:40]!r} are not read; numbers are")
-    order = ">" if fields.get("endian", "little").lower() == "big" else "<"
-    return np.dtype(order + _TYPES[said.lower()])
+def _kind(fields: dict[str, Any], path: Path) -> np.dtype[Any]:
+    said = str(fields.get("type", "")).lower()
+    # one value of nothing, for what pynrrd makes of the type
+    one = {
+        "type": said,
+        "endian": str(fields.get("endian", "little")).lower(),
+        "encoding": "raw",
+        "dimension": 1,
+        "sizes": np.ones(1, dtype=np.int64),
+    }
+    try:
+        return np.dtype(nrrd.read_data(one, io.BytesIO(bytes(16))).dtype)
+    except KeyError as error:
+        raise Unsupported(f"{path.name}: values of NRRD type {said[:40]!r} are not read; numbers are") from error
+    except (NRRDError, ValueError) as error:
+        raise Unsupported(f"{path.name}: NRRD values are not read ({str(error)[:80]})", "Export it again.") from error
 
 
-def _axes(fields: dict[str, str], path: Path) -> _Axes:
-    words = fields.get("sizes", "").split()
-    if not 2 <= len(words) <= 16 or not all(word.isdecimal() and int(word[:18]) > 0 for word in words):
-        raise BadInput(
-            f"{path.name}: the sizes of the NRRD file read {fields.get('sizes', '')[:60]!r}; two or more whole numbers"
-            " above zero are needed",
-            "Export it again.",
-        )
-    sizes = tuple(int(word[:18]) for word in words)
-    kinds = [kind.lower() for kind in fields.get("kinds", "").split()]
+def _axes(fields: dict[str, Any], path: Path) -> _Axes:
+    sizes = tuple(int(size) for size in fields["sizes"])
+    kinds = [kind.lower() for kind in fields.get("kinds", [])]
     if any(colour in kind for kind in kinds for colour in _COLOURS):
         raise Unsupported(f"{path.name}: a colour image; grey ones are read")
-    spacings = tuple(_float(word) for word in fields.get("spacings", "").split())
+    spacings = tuple(float(spacing) for spacing in fields.get("spacings", []))
     if len(spacings) != len(sizes):
         spacings = (math.nan,) * len(sizes)
-    parts = re.findall(r"none|\([^)]*\)", fields.get("space directions", "").lower())
-    vectors = [None if part == "none" else [_float(word) for word in part.strip("()").split(",")] for part in parts]
-    spatial = tuple(axis for axis, vector in enumerate(vectors) if vector is not None)
-    if len(vectors) == len(sizes) and len({len(v) for v in vectors if v is not None}) == 1 and len(spatial) in (2, 3):
-        steps = np.asarray([vector for vector in vectors if vector is not None], dtype=np.float64)
-        return _Axes(sizes, spatial, steps, spacings)
+    vectors = np.asarray(fields.get("space directions", np.empty((0, 0))), dtype=np.float64)
+    # pynrrd gives none as NaN
+    spatial = tuple(int(axis) for axis in np.flatnonzero(~np.isnan(vectors).all(axis=1)))
+    if len(vectors) == len(sizes) and len(spatial) in (2, 3):
+        return _Axes(sizes, spatial, vectors[list(spatial)], spacings)
     if len(sizes) <= 3:
         return _Axes(sizes, tuple(range(len(sizes))), None, spacings)
     domain = tuple(axis for axis, kind in enumerate(kinds) if kind in ("domain", "space"))
@@ -179,35 +221,30 @@ def _axes(fields: dict[str, str], path: Path) -> _Axes:
     return _Axes(sizes, domain, None, spacings)
 
 
-def _float(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        return math.nan
-
-
-def _unit(fields: dict[str, str]) -> float:
+def _unit(fields: dict[str, Any]) -> float:
     """Return the unit of lengths in mm; files that name none mean mm."""
-    words = re.findall(r'"([^"]*)"', fields.get("space units", "") or fields.get("units", ""))
+    words = fields.get("space units") or fields.get("units") or []
     return next((_MILLIMETRES[word.lower()] for word in words if word.lower() in _MILLIMETRES), 1.0)
 
 
-def _values(fields: dict[str, str], at: int, kind: np.dtype[Any], count: int, path: Path) -> NDArray[Any]:
+def _values(fields: dict[str, Any], at: int, kind: np.dtype[Any], count: int, path: Path) -> NDArray[Any]:
     """Return the stored values as one row."""
-    named = fields.get("data file", fields.get("datafile", ""))
+    named = fields.get("data file", "")
     data = _beside(path, named) if named else path
     at = 0 if named else at
-    coding = fields.get("encoding", "raw").lower()
+    coding = str(fields.get("encoding", "raw")).lower()
     if coding not in ("raw", "gzip", "gz"):
         raise Unsupported(
             f"{path.name}: NRRD values in encoding {coding[:20]!r} are not read", "Export it as raw or gzip."
         )
+    lines, skip = fields.get("line skip", 0), fields.get("byte skip", 0)
+    if lines < 0 or skip < -1:
+        raise BadInput(f"{path.name}: the NRRD header skips {lines} lines and {skip} bytes", "Export it again.")
     size, needed = data.stat().st_size, count * kind.itemsize
     most = size - at if coding == "raw" else (size - at) * MAX_INFLATION
-    if needed > most:
+    if max(skip, 0) + needed > most:
         raise _short(data, needed, most)
-    check_memory(3 * needed + 4 * count, f"the volume of {path.name}")
-    lines, skip = (int(_skipped(fields, name)) for name in ("line skip", "byte skip"))
+    check_memory(max(skip, 0) + 3 * needed + 4 * count, f"the volume of {path.name}")
     with data.open("rb") as stream:
         stream.seek(at)
         for _ in range(min(lines, 1 << 16)):
@@ -225,11 +262,6 @@ def _values(fields: dict[str, str], at: int, kind: np.dtype[Any], count: int, pa
     if len(values) < needed:
         raise _short(data, needed, len(values))
     return np.frombuffer(values, dtype=kind)
-
-
-def _skipped(fields: dict[str, str], name: str) -> float:
-    value = _float(fields.get(name, fields.get(name.replace(" ", ""), "0")))
-    return value if math.isfinite(value) and abs(value) < 1 << 40 else 0
 
 
 def _inflated(stream: BinaryIO, count: int, path: Path) -> bytes:

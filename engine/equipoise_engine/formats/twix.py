@@ -35,6 +35,7 @@ from equipoise_engine.formats.readouts import (
     gridding,
     laid_out,
     navigators,
+    noise_wanted,
     part_warnings,
     parts,
     ramp_positions,
@@ -264,7 +265,7 @@ def _read(path: Path, known: Known) -> MriAcquisition:
     if corrected is not None and encoding.partitions > 1:
         corrected = None  # they belong to slabs, not to slices
     noise, noise_source = None, "noise adjustment lines"
-    if told.get("noise") != "":
+    if noise_wanted(told, path):
         noise = _noise(path, values, lines.noise, shape.channels)
         if noise is None and (found := _noise_before(path, measurements[:-1], later, imaging[0])) is not None:
             noise, noise_source = found[0], f"noise adjustment lines of measurement {found[1]}"

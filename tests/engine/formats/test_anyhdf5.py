@@ -104,7 +104,7 @@ def test_several_stacks_are_a_choice_for_the_user(plain: Maker) -> None:
     with pytest.raises(Incomplete, match=r"not clear: /first .*, /second") as caught:
         read(path)
     assert caught.value.missing == ("projections",)
-    assert caught.value.sources == ("/first", "/second")
+    assert [source.name for source in caught.value.sources] == ["/first", "/second"]
     scan = _read(path, _known(("projections", "/second#2:30"), ("flats", "#0:2")))
     assert np.array_equal(scan.projections[:], values[2:30] + 1)
     assert scan.flats is not None

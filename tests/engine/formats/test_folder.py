@@ -220,7 +220,7 @@ def test_which_images_are_projections_must_be_clear(tmp_path: Path) -> None:
     with pytest.raises(Incomplete, match="several groups of images") as caught:
         read(tmp_path)
     assert caught.value.missing == ("projections",)
-    assert caught.value.sources == ("left/*.tif", "right/*.tif")
+    assert [source.name for source in caught.value.sources] == ["left/*.tif", "right/*.tif"]
     assert _read(tmp_path, ("projections", "right/*.tif")).shape == (VIEWS, ROWS, COLUMNS)
 
 

@@ -144,6 +144,8 @@ def test_noise_adjustment_lines_are_noise(copy: _Copy, original: np.ndarray) -> 
     assert np.array_equal(scan.noise, noise)
     assert np.array_equal(scan.kspace[0][:, 4:], original[:, 4:])
     assert read(copy.path, Known(roles=(Role("noise", ""),))).noise is None  # type: ignore[union-attr]
+    with pytest.raises(BadInput, match="'other' cannot be told as the noise"):
+        read(copy.path, Known(roles=(Role("noise", "other"),)))
 
 
 def test_reference_lines_fill_in_where_none_was_measured(copy: _Copy, original: np.ndarray) -> None:

@@ -26,9 +26,9 @@ from PySide6.QtWidgets import (
 from equipoise.extent import selected_shape, unselected
 from equipoise.geometry import centre_word
 from equipoise.session import Session
-from equipoise.state import JobPhase, State, find_job
+from equipoise.state import JobPhase, State, find_job, sentence
 from equipoise.view.plots import colour_plot, series_pen, series_symbol
-from equipoise.view.prepare.fields import Mark, choice_field, number_field
+from equipoise.view.prepare.fields import FAR_PX, Mark, choice_field, limit_centre, number_field
 from equipoise.view.prepare.gallery import Gallery
 from equipoise.view.prepare.page import Page
 from equipoise.view.prepare.picture import PictureView, percentiles
@@ -77,8 +77,8 @@ class CentrePage(Page):
             "Column of the axis",
             "Detector column of the rotation axis, counted in the file before anything is cropped; 0 is the middle of"
             " the first. The image at the right follows",
-            -1e6,
-            1e6,
+            -FAR_PX,
+            FAR_PX,
             2,
             " px",
         )
@@ -136,8 +136,8 @@ class CentrePage(Page):
             (("around the middle", False), ("between", True)),
         )
         self.range.activated.connect(self._enable)
-        self.range_first = number_field("First column", "Lowest column of the search", -1e6, 1e6, 1)
-        self.range_last = number_field("Last column", "Highest column of the search", -1e6, 1e6, 1)
+        self.range_first = number_field("First column", "Lowest column of the search", -FAR_PX, FAR_PX, 1)
+        self.range_last = number_field("Last column", "Highest column of the search", -FAR_PX, FAR_PX, 1)
         self.range_and = QLabel("and")
         row = QHBoxLayout()
         row.addWidget(self.estimate_button)
@@ -229,14 +229,22 @@ class CentrePage(Page):
         if (self._facts.path if self._facts is not None else "") != (facts.path if facts is not None else ""):
             self._wish = self._found = self._gallery_of = None
             self.gallery.clear()
-            self.picture.set_picture(None, hint="Waiting for the picture")
+            self._say_click()
+            open_first = "First say what is missing on the Reading page, and Apply"
+            self.picture.set_picture(None, hint="Waiting for the picture" if facts is not None else open_first)
+            self.picture.set_problem("")
+            self.line.setVisible(False)
             self._show_estimates()
         self._facts, self._recipe = facts, recipe
+        for field in (self.centre, self.range_first, self.range_last):
+            limit_centre(field, facts)
         centre = self._centre()
-        if centre is not None:
-            with QSignalBlocker(self.centre):
+        with QSignalBlocker(self.centre):
+            if centre is None:
+                self.centre.clear()
+            else:
                 self.centre.setValue(centre)
-            self.line.setPos(centre + 0.5)
+                self.line.setPos(centre + 0.5)
         self.mark.say(centre_word(facts, recipe.known))
         self.gallery.mark(centre)
         if self._gallery_of is not None and self._gallery_of != _without_centre(recipe):
@@ -310,7 +318,7 @@ class CentrePage(Page):
         self._say_click()
         if purpose == PURPOSE:
             self._wish = None
-            self.picture.set_problem(f"{failed.message} {failed.hint}".strip())
+            self.picture.set_problem(sentence(failed.message, failed.hint))
 
     def _follow_line(self) -> None:
         with QSignalBlocker(self.centre):
@@ -359,7 +367,7 @@ class CentrePage(Page):
             return
         self._job = None
         if job is not None and job.phase is not JobPhase.DONE:
-            self.said.setText(f"{job.message} {job.hint}".strip() or "The search was cancelled.")
+            self.said.setText(sentence(job.message, job.hint) or "The search was cancelled.")
         self._enable()
 
     def _show_found(self, found: CentreFound) -> None:

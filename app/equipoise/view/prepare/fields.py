@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import qtawesome
-from PySide6.QtCore import QEvent, QLocale, Qt
+from PySide6.QtCore import QEvent, QLocale, QSignalBlocker, Qt
 from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QHBoxLayout, QLabel, QSizePolicy, QSpinBox, QWidget
 
 from equipoise.view.theme import Colours, colours
+from equipoise_engine.protocol import ScanFacts
 
 _SIGNS: dict[str, tuple[str, Callable[[Colours], str]]] = {
     "needed": ("fa5s.exclamation-circle", lambda chosen: chosen.bad),
@@ -38,8 +39,7 @@ class Mark(QWidget):
         row.addWidget(self._sign)
         row.addWidget(self.word)
         row.addStretch(1)
-        metrics = self.fontMetrics()
-        self.setMinimumWidth(metrics.height() + 8 + max(metrics.horizontalAdvance(word) for word in _SIGNS))
+        self._widen()
 
     def say(self, word: str) -> None:
         """Show one of the words, or nothing."""
@@ -55,6 +55,12 @@ class Mark(QWidget):
         super().changeEvent(event)
         if event.type() == QEvent.Type.PaletteChange:
             self._draw()
+        elif event.type() == QEvent.Type.FontChange:
+            self._widen()
+
+    def _widen(self) -> None:
+        metrics = self.fontMetrics()
+        self.setMinimumWidth(metrics.height() + 8 + max(metrics.horizontalAdvance(word) for word in _SIGNS))
 
     def _draw(self) -> None:
         # another font of the application takes the bold away
@@ -68,6 +74,10 @@ class Mark(QWidget):
         size = self.fontMetrics().height()
         name, colour = sign
         self._sign.setPixmap(qtawesome.icon(name, color=colour(colours(self.palette()))).pixmap(size, size))
+
+
+FAR_PX = 1e6
+"""Columns farther than this are of no detector."""
 
 
 class LengthField(QDoubleSpinBox):
@@ -115,6 +125,14 @@ def choice_field(name: str, tip: str, entries: tuple[tuple[str, object], ...]) -
     _describe(field, name, tip)
     field.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
     return field
+
+
+def limit_centre(field: LengthField, facts: ScanFacts | None) -> None:
+    """Let a field take columns of the detector of a scan, and any while that is not known."""
+    shape = facts.full_shape if facts is not None else ()
+    low, high = (0.0, max(1.0, shape[2] - 1.0)) if len(shape) == 3 else (-FAR_PX, FAR_PX)
+    with QSignalBlocker(field):
+        field.setRange(low, high)
 
 
 def heading(text: str) -> QLabel:

@@ -11,6 +11,7 @@ from PySide6.QtGui import QKeyEvent, QMouseEvent, QPalette
 from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 from equipoise.session import Session
+from equipoise.state import sentence
 from equipoise.view.levels import colour_map
 from equipoise.view.prepare.picture import percentiles
 from equipoise_engine.protocol import Failed, Look, Pixels
@@ -28,6 +29,8 @@ class Candidate(QFrame):
         self.value = value
         self.text = f"{value:.2f} {unit}"
         self.pixels: Pixels | None = None
+        self._failed = False
+        self._current = False
         self.setFrameShape(QFrame.Shape.StyledPanel)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setCursor(Qt.CursorShape.PointingHandCursor)
@@ -65,17 +68,21 @@ class Candidate(QFrame):
         rows, columns = pixels.shape
         self._box.setRange(QRectF(0, 0, columns, rows), padding=0)
 
-    def say(self, text: str) -> None:
-        """Write something below in place of the value alone."""
-        self.caption.setText(text)
-        self.setAccessibleName(text)
+    def fail(self, reason: str) -> None:
+        """Say that there is no image."""
+        self._failed = True
+        self.setToolTip(f"{reason}\nClick takes {self.text} all the same")
+        self.mark(self._current)
 
     def mark(self, current: bool) -> None:
         """Show whether its value is the one in force."""
         font = self.caption.font()
         font.setBold(current)
         self.caption.setFont(font)
-        self.say(f"{self.text}, taken" if current else self.text)
+        self._current = current
+        text = self.text + (", taken" if current else "") + (": no image" if self._failed else "")
+        self.caption.setText(text)
+        self.setAccessibleName(text)
 
     def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802 - Qt's name
         """Take a click."""
@@ -183,8 +190,7 @@ class Gallery(QWidget):
         """Take in that a picture could not be made, if it is one of its own."""
         candidate = self._answered(purpose)
         if candidate is not None:
-            candidate.say(f"{candidate.text}: no image")
-            candidate.setToolTip(failed.message)
+            candidate.fail(sentence(failed.message, failed.hint))
             self._ask()
 
     def _answered(self, purpose: str) -> Candidate | None:

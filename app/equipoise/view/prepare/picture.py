@@ -209,6 +209,7 @@ class PictureView(QWidget):
         super().__init__()
         self.name = name
         self._pixels: Pixels | None = None
+        self._missing: Marks | None = None
         self._overlay: Overlay | None = None
         self._kspace = False
         self._coarse = 0
@@ -303,9 +304,11 @@ class PictureView(QWidget):
             self.show_point(None)
             return
         self._axes = axes_of(axes or caption)
+        missing = ~np.isfinite(pixels)
+        self._missing = missing if missing.any() else None
         # to a colour map an infinity is no number either
-        finite = np.where(np.isfinite(pixels), pixels, np.float32(np.nan))
-        self.image.setImage(finite, autoLevels=False, levels=self.levels() or percentiles(pixels, 1.0, 99.8))
+        shown = pixels if self._missing is None else np.where(missing, np.float32(np.nan), pixels)
+        self.image.setImage(shown, autoLevels=False, levels=self.levels() or percentiles(pixels, 1.0, 99.8))
         self._kspace = kspace
         self.set_overlay(None)
         if before is None or before.shape != pixels.shape:
@@ -334,9 +337,8 @@ class PictureView(QWidget):
 
     def set_overlay(self, overlay: Overlay | None) -> None:
         """Mark the pixels of an overlay; with None those only that are no numbers."""
-        if overlay is None and self._pixels is not None:
-            missing = ~np.isfinite(self._pixels)
-            overlay = Overlay(changed=None, negative=np.zeros_like(missing), missing=missing) if missing.any() else None
+        if overlay is None and self._pixels is not None and self._missing is not None:
+            overlay = Overlay(changed=None, negative=np.zeros_like(self._missing), missing=self._missing)
         self._overlay, self._coarse = overlay, 0
         self._draw_marks()
 

@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QComboBox, QHBoxLayout, QLabel, QVBoxLayout
 
 from equipoise.extent import selected_shape, slices_of
 from equipoise.session import Session
+from equipoise.state import sentence
 from equipoise.view.levels import COLOUR_MAPS
 from equipoise.view.prepare.index import IndexSlider
 from equipoise.view.prepare.page import Page
@@ -63,6 +64,7 @@ class RawPage(Page):
         self.what = QComboBox()
         self.what.setAccessibleName("Raw data")
         self.what.setToolTip("What is shown of the measurement")
+        self.what.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
         self.what.currentIndexChanged.connect(self._choose)
         self.span = QComboBox()
         for text, span in _SPANS:
@@ -141,7 +143,7 @@ class RawPage(Page):
     def show_failure(self, purpose: str, failed: Failed) -> None:
         """Say why the picture could not be made."""
         if purpose == RAW:
-            self.picture.set_problem(f"{failed.message} {failed.hint}".strip())
+            self.picture.set_problem(sentence(failed.message, failed.hint))
 
     def _place_sliders(self, middle: bool) -> None:
         what, facts = str(self.what.currentData() or ""), self._facts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import QEvent, Qt, Signal
 from PySide6.QtWidgets import QCheckBox, QComboBox, QGridLayout, QHBoxLayout, QLabel, QWidget
 
 from equipoise.geometry import (
@@ -20,7 +20,16 @@ from equipoise.geometry import (
 )
 from equipoise.roles import CT_ROLES, MRI_ROLES, ROLE_NAMES, RoleRow, fitting, kind_of, role_rows, with_role
 from equipoise.session import Session
-from equipoise.view.prepare.fields import Mark, choice_field, count_field, heading, number_field, remark
+from equipoise.view.prepare.fields import (
+    FAR_PX,
+    Mark,
+    choice_field,
+    count_field,
+    heading,
+    limit_centre,
+    number_field,
+    remark,
+)
 from equipoise.view.prepare.page import Page
 from equipoise.view.scrolled import scrolled_column
 from equipoise_engine.protocol import Needed, ScanFacts
@@ -130,10 +139,12 @@ class ReadingPage(Page):
 
         column = scrolled_column(self, 460)
         column.addWidget(heading("Parts of the files"))
-        column.addLayout(self._role_grid())
+        self._grids = (self._role_grid(), self._field_grid())
+        column.addLayout(self._grids[0])
         column.addSpacing(8)
         column.addWidget(heading("Geometry and values"))
-        column.addLayout(self._field_grid())
+        column.addLayout(self._grids[1])
+        self._align()
         column.addStretch(1)
         self.show_draft(None, None, Recipe())
 
@@ -160,8 +171,8 @@ class ReadingPage(Page):
             "Column of the axis",
             "Detector column of the rotation axis, counted in the file before anything is cropped; 0 is the middle of"
             " the first",
-            -1e6,
-            1e6,
+            -FAR_PX,
+            FAR_PX,
             2,
             " px",
         )
@@ -212,7 +223,6 @@ class ReadingPage(Page):
         grid.setHorizontalSpacing(10)
         grid.setVerticalSpacing(3)
         grid.setColumnStretch(1, 1)
-        grid.setColumnMinimumWidth(0, _label_width(self))
         for number, role in enumerate((*CT_ROLES, *MRI_ROLES)):
             field, mark = SourceField(role), Mark(ROLE_NAMES[role])
             label = QLabel(ROLE_NAMES[role])
@@ -257,7 +267,6 @@ class ReadingPage(Page):
         grid.setHorizontalSpacing(10)
         grid.setVerticalSpacing(5)
         grid.setColumnStretch(1, 1)
-        grid.setColumnMinimumWidth(0, _label_width(self))
         entries: tuple[tuple[str, str, tuple[QWidget, ...]], ...] = (
             ("layout", "&Layout", (self.layout_field,)),
             ("state", "&Numbers are", (self.state_field,)),
@@ -281,6 +290,17 @@ class ReadingPage(Page):
             self.marks[name] = mark
             self._rows[name] = (label, mark, *widgets)
         return grid
+
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802 - Qt's name
+        """Follow the font."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.FontChange and hasattr(self, "_grids"):
+            self._align()
+
+    def _align(self) -> None:
+        """Let the fields of both grids begin at the same place."""
+        for grid in self._grids:
+            grid.setColumnMinimumWidth(0, _label_width(self))
 
     # --- from the recipe to the widgets
 
@@ -345,6 +365,7 @@ class ReadingPage(Page):
         if self._facts is not None and self._facts.full_shape:
             views = self._facts.full_shape[0]
         self.angles_said.setText(angles_text(angles, views))
+        limit_centre(self.centre, self._facts)
         if known.centre_px is not None:
             self.centre.setValue(known.centre_px)
         if known.pixel_mm is not None:

@@ -10,6 +10,7 @@ from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QPushButton, QSp
 
 from equipoise.extent import last_of, shape_text, span_of, unselected
 from equipoise.session import Session
+from equipoise.state import sentence
 from equipoise.view.prepare.fields import choice_field, count_field, heading, remark
 from equipoise.view.prepare.index import IndexSlider
 from equipoise.view.prepare.page import Page
@@ -116,11 +117,16 @@ class SelectionPage(Page):
         other = facts is not None and (self._facts is None or self._facts.path != facts.path)
         self._facts, self._recipe = facts, recipe
         ready = facts is not None and bool(facts.full_shape)
-        for widget in (self.what, self.bin, self.all_button, *self.first.values(), *self.last.values()):
+        numbers = (*self.first.values(), *self.last.values(), *self.step.values(), self.bin)
+        for widget in (self.what, self.all_button, *numbers):
             widget.setEnabled(ready)
         self.frame.setVisible(False)
         if facts is None or not ready:
             self.picture.set_picture(None, hint="First say what is missing on the Reading page, and Apply")
+            self.picture.set_problem("")
+            self.index.set_count(0)
+            for field in numbers:
+                field.clear()
             self.taken.clear()
             self.memory.clear()
             return
@@ -128,6 +134,7 @@ class SelectionPage(Page):
         if other:
             self._wish = None
             self.picture.set_picture(None, hint="Waiting for the picture")
+            self.picture.set_problem("")
             with QSignalBlocker(self.what):
                 # a detector of one row has no height to draw a rectangle on
                 self.what.setCurrentIndex(1 if ct and facts.full_shape[1] == 1 else 0)
@@ -232,7 +239,7 @@ class SelectionPage(Page):
         """Say why there is no picture."""
         if purpose == PURPOSE:
             self._wish = None
-            self.picture.set_problem(f"{failed.message} {failed.hint}".strip())
+            self.picture.set_problem(sentence(failed.message, failed.hint))
 
     # --- from the user's hand to the recipe
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
-import numpy as np
 import qtawesome
 from PySide6.QtCore import QEvent, Qt, QTimer, Slot
 from PySide6.QtGui import QAction, QKeySequence, QShowEvent
@@ -32,6 +31,7 @@ from PySide6.QtWidgets import (
 
 from equipoise.extent import selected_shape, slices_of
 from equipoise.session import Session
+from equipoise.state import sentence
 from equipoise.step_fields import step_title, summary
 from equipoise.view.prepare.form import StepForm
 from equipoise.view.prepare.index import IndexSlider
@@ -163,6 +163,7 @@ class StepsPage(Page):
         self.what = QComboBox()
         self.what.setAccessibleName("Picture of the step")
         self.what.setToolTip("What is shown before and after the selected step")
+        self.what.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
         self.what.currentIndexChanged.connect(self._choose_what)
         self.coil = IndexSlider("Coil")
         self.coil.moved.connect(self._want)
@@ -172,10 +173,12 @@ class StepsPage(Page):
         self.mark.toggled.connect(self._show_marks)
         self.legend = QLabel()
         self.legend.setTextFormat(Qt.TextFormat.RichText)
-        self.legend.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self.legend.setWordWrap(True)
+        self.legend.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         self.words = QLabel()
         self.words.setAccessibleName("Pixels that the step changed")
-        self.words.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self.words.setWordWrap(True)
+        self.words.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         row = QHBoxLayout()
         row.addWidget(self.what)
         row.addWidget(self.mark)
@@ -213,6 +216,9 @@ class StepsPage(Page):
         layout.addWidget(splitter)
         self._waiting = QTimer(self, singleShot=True, interval=WAIT_MS)
         self._waiting.timeout.connect(self._ask)
+        # a turn of the event loop of their own: large pictures take a moment
+        self._marking = QTimer(self, singleShot=True, interval=0)
+        self._marking.timeout.connect(self._show_marks)
         self._draw_icons()
         self._enable()
 
@@ -221,17 +227,15 @@ class StepsPage(Page):
     def show_draft(self, facts: ScanFacts | None, needed: Needed | None, recipe: Recipe) -> None:
         """Show a recipe."""
         path = facts.path if facts is not None else needed.path if needed is not None else ""
-        if path != self._path:
+        another = path != self._path
+        if another:
             self._path, self._usual = path, None
-            for picture in self.pictures:
-                picture.set_picture(None)
-            self._before = self._after = None
         if facts is not None:
             asked = self.session.asked_recipe(facts.path)
             if asked is not None and asked.steps is None and facts.recipe.steps is not None:
                 self._usual = facts.recipe.steps
         self._facts, self._recipe = facts, recipe
-        self._set_kind(facts.kind if facts is not None else "")
+        self._set_kind(facts.kind if facts is not None else "", another)
         known = recipe.steps if recipe.steps is not None else self._usual
         self._steps = known or ()
         self._show_steps()
@@ -240,7 +244,16 @@ class StepsPage(Page):
         elif not known:
             self.note.setText("No steps: the numbers are taken as they were read.")
         self.note.setVisible(not known)
+        if another or not known:
+            self._clear_pictures("" if known else "No step to show" if facts is not None else "Shown once the scan is open")
         self._want()
+
+    def _clear_pictures(self, hint: str) -> None:
+        self._before = self._after = self._wished = None
+        for picture in self.pictures:
+            picture.set_picture(None, hint=hint)
+            picture.set_problem("")
+        self.words.clear()
 
     def show_seen(self, purpose: str, seen: Seen, pixels: Pixels) -> None:
         """Show the picture before or after the selected step."""
@@ -262,14 +275,16 @@ class StepsPage(Page):
 
     def show_failure(self, purpose: str, failed: Failed) -> None:
         """Say why a picture could not be made."""
-        text = f"{failed.message} {failed.hint}".strip()
+        text = sentence(failed.message, failed.hint)
+        if self._wished is None:
+            return
         if purpose == BEFORE:
             self.before.set_problem(text)
         elif purpose == AFTER:
             self.after.set_problem(text)
 
-    def _set_kind(self, kind: str) -> None:
-        if kind == self._kind and self.menu.actions():
+    def _set_kind(self, kind: str, another: bool) -> None:
+        if kind == self._kind and not another and self.menu.actions():
             self._enable_menu()
             self._place_index(middle=False)
             return
@@ -359,11 +374,12 @@ class StepsPage(Page):
             self.change.set_picture(None, hint="The step changes the size of the picture")
         else:
             low, high = around_zero(change)
-            span = f"± {high:.3g}" if np.nan_to_num(change).any() else "none"
+            differs = bool((change > 0).any() or (change < 0).any())
+            span = f"± {high:.3g}" if differs else "none"
             caption = span if before.unit == after.unit else f"{span}, of different units"
             self.change.set_picture(change, caption, axes=before.axes, kspace=self._kind == "mri")
             self.change.set_levels(low, high)
-        self._show_marks()
+        self._marking.start()
 
     @Slot()
     def _show_marks(self) -> None:

@@ -11,6 +11,7 @@ from PySide6.QtCore import QEvent, QObject, Qt, QTimer, Slot
 from PySide6.QtGui import QCloseEvent, QKeyEvent, QKeySequence, QShortcut, QShowEvent
 from PySide6.QtWidgets import (
     QApplication,
+    QComboBox,
     QFileDialog,
     QHBoxLayout,
     QLabel,
@@ -28,7 +29,7 @@ from equipoise.geometry import without_found_centre
 from equipoise.recipe_file import RecipeFileError, load_recipe, save_recipe
 from equipoise.roles import kind_of
 from equipoise.session import Session
-from equipoise.state import EnginePhase, JobPhase, State, active_jobs, find_job, find_scan
+from equipoise.state import EnginePhase, JobPhase, State, active_jobs, find_job, find_scan, sentence
 from equipoise.view.prepare.centre import CentrePage
 from equipoise.view.prepare.index import IndexSlider
 from equipoise.view.prepare.page import Page
@@ -68,9 +69,24 @@ class PrepareWindow(QWidget):
         self._opening: int | None = None
         self._folder = ""
         self._sliced = Selection()
+        self._shown_path = ""
+        self._asked_path = ""
         self.setWindowTitle("Prepare scan[*]")
         self.resize(1280, 800)
 
+        self.scan = QComboBox()
+        self.scan.setAccessibleName("Scan that is prepared")
+        self.scan.setToolTip("The open scans, and the one that could not be opened; each has a draft of its own")
+        self.scan.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
+        self.scan.activated.connect(self._choose_scan)
+        scan_label = QLabel("Sca&n")
+        scan_label.setBuddy(self.scan)
+        self._scan_row = QWidget()
+        scans = QHBoxLayout(self._scan_row)
+        scans.setContentsMargins(0, 0, 0, 0)
+        scans.addWidget(scan_label)
+        scans.addWidget(self.scan)
+        scans.addStretch(1)
         self.warnings = WarningBox()
         self.tabs = QTabWidget()
         self.tabs.setAccessibleName("Pages of the recipe")
@@ -137,6 +153,7 @@ class PrepareWindow(QWidget):
 
         layout = QVBoxLayout(self)
         layout.setContentsMargins(10, 10, 10, 10)
+        layout.addWidget(self._scan_row)
         layout.addWidget(self.warnings)
         layout.addWidget(self.splitter, 1)
         layout.addLayout(row)
@@ -168,6 +185,12 @@ class PrepareWindow(QWidget):
         needed = self._state.needed
         return needed if needed is not None and needed.path == self._path else None
 
+    def show_active(self) -> None:
+        """Prepare the active scan, where another one is shown."""
+        facts = find_scan(self._state, self._state.scan)
+        if facts is not None and facts.path != self._path:
+            self._take_facts(facts)
+
     # --- from the state to the widgets
 
     @Slot(object, object)
@@ -185,8 +208,32 @@ class PrepareWindow(QWidget):
         if job is not None and not job.active:
             self._opening = None
             if job.phase is JobPhase.FAILED and self.needed() is None:
-                self.warnings.show_texts((f"{job.message} {job.hint}".strip(),))
+                self.warnings.show_texts((sentence(job.message, job.hint),))
+        if old.scans is not new.scans or old.needed is not new.needed:
+            self._list_scans()
         self._enable()
+        self._say_busy()
+
+    def _list_scans(self) -> None:
+        paths = [scan.path for scan in self._state.scans]
+        if self._state.needed is not None and self._state.needed.path not in paths:
+            paths.append(self._state.needed.path)
+        self.scan.clear()
+        for path in paths:
+            self.scan.addItem(PurePath(path).name, path)
+            self.scan.setItemData(self.scan.count() - 1, path, Qt.ItemDataRole.ToolTipRole)
+        self.scan.setCurrentIndex(self.scan.findData(self._path))
+        self._scan_row.setVisible(len(paths) > 1)
+
+    @Slot(int)
+    def _choose_scan(self, row: int) -> None:
+        path, needed = self.scan.itemData(row), self._state.needed
+        facts = next((scan for scan in self._state.scans if scan.path == path), None)
+        if needed is not None and needed.path == path:
+            self._take_needed(needed)
+        elif facts is not None:
+            self._session.select_scan(facts.scan)
+            self.show_active()
 
     def _take_needed(self, needed: Needed) -> None:
         self._path = needed.path
@@ -216,7 +263,15 @@ class PrepareWindow(QWidget):
         if draft is None:
             return
         facts, needed = self.facts(), self.needed()
-        if facts is not None:
+        if self._shown_path != self._path:
+            # what was seen of another scan says nothing of this one
+            self._shown_path = self._path
+            self.preview.set_picture(None, hint="Waiting for the image")
+            self.preview.set_problem("")
+            self.scan.setCurrentIndex(self.scan.findData(self._path))
+        if facts is None:
+            self.slice.set_count(0)
+        else:
             # the quick image stays at its place in the object while rows are chosen
             before, self._sliced = self._sliced, draft.recipe.selection
             index = same_slice(facts.kind, facts.full_shape, before, self._sliced, self.slice.value())
@@ -357,14 +412,23 @@ class PrepareWindow(QWidget):
 
     @Slot()
     def _want_preview(self) -> None:
-        if self.isVisible() and self.draft is not None:
+        draft, needed = self.draft, self.needed()
+        if not self.isVisible() or draft is None:
+            return
+        if needed is not None and draft.recipe == needed.recipe:
+            # the answer is known
+            self._waiting.stop()
+            self.preview.set_picture(None, hint="Shown once nothing is missing")
+            self.preview.set_problem("")
+        else:
             self._waiting.start()
-            self.busy.setText("Updating …")
+        self._say_busy()
 
     @Slot()
     def _ask_preview(self) -> None:
         draft = self.draft
         if draft is not None:
+            self._asked_path = draft.path
             self._session.look(
                 PREVIEW, Look(path=draft.path, recipe=draft.recipe, what="image", index=self.slice.value())
             )
@@ -376,23 +440,30 @@ class PrepareWindow(QWidget):
             self.preview.set_problem("")
             self.preview.set_picture(pixels, seen.caption)
             self.preview.set_levels(*percentiles(pixels, 1.0, 99.8))
-            self._note_idle()
+        self._say_busy()
         for page in self.pages:
             page.show_seen(purpose, seen, pixels)
 
     @Slot(str, object)
     def _take_failure(self, purpose: str, failed: Failed) -> None:
-        if purpose == PREVIEW:
-            self.preview.set_problem(f"{failed.message} {failed.hint}".strip())
+        if purpose == PREVIEW and self._asked_path == self._path:
+            self.preview.set_problem(sentence(failed.message, failed.hint))
             if self.preview.pixels() is None:
                 self.preview.set_picture(None, hint="No image yet")
-            self._note_idle()
+        self._say_busy()
         for page in self.pages:
             page.show_failure(purpose, failed)
 
-    def _note_idle(self) -> None:
-        if not self._waiting.isActive():
-            self.busy.setText("")
+    def _say_busy(self) -> None:
+        busy = self._waiting.isActive() or (self.isVisible() and self._session.is_looking(PREVIEW))
+        running = next((job for job in active_jobs(self._state) if job.started is not None), None)
+        if not busy:
+            text = ""
+        elif running is None or running.kind in ("open", "reopen"):
+            text = "Updating …"
+        else:
+            text = f"Waiting for: {running.title}"
+        self.busy.setText(text)
 
     # --- events
 
@@ -452,12 +523,12 @@ def _standing_warnings(facts: ScanFacts | None, needed: Needed | None) -> tuple[
     if needed is not None:
         return (f"{needed.message.rstrip('.')}. Say it here, then Apply.",)
     if facts is not None and facts.guessed:
-        names = ", ".join(GUESSED_NAMES.get(name, name) for name in facts.guessed)
+        names = ", ".join(_GUESSED_NAMES.get(name, name) for name in facts.guessed)
         return (f"The files do not say: {names}. What was taken is a guess; please check.",)
     return ()
 
 
-GUESSED_NAMES = {
+_GUESSED_NAMES = {
     "roles": "which part has which role",
     "layout": "whether an image is a projection or a sinogram",
     "state": "what the numbers mean",

@@ -9,28 +9,28 @@ from pathlib import Path
 
 from equipoise_engine.acquisition import Acquisition
 from equipoise_engine.errors import BadInput, Unsupported
-from equipoise_engine.formats.anyhdf5 import read_any_hdf5
-from equipoise_engine.formats.bart import is_bart, is_bart_folder, read_bart
-from equipoise_engine.formats.bruker import is_bruker, is_bruker_folder, read_bruker
-from equipoise_engine.formats.dataexchange import is_dataexchange, read_dataexchange
-from equipoise_engine.formats.dicom_ctpd import is_dicom_ctpd, read_dicom_ctpd
-from equipoise_engine.formats.edf import is_edf
-from equipoise_engine.formats.fastmri import is_fastmri, read_fastmri
-from equipoise_engine.formats.fits import is_fits
-from equipoise_engine.formats.folder import is_image_folder, read_images
+from equipoise_engine.formats.ct.anyhdf5 import read_any_hdf5
+from equipoise_engine.formats.ct.dataexchange import is_dataexchange, read_dataexchange
+from equipoise_engine.formats.ct.dicom_ctpd import is_dicom_ctpd, read_dicom_ctpd
+from equipoise_engine.formats.ct.nikon import is_nikon, read_nikon
+from equipoise_engine.formats.ct.nxtomo import is_nxtomo, read_nxtomo
+from equipoise_engine.formats.ct.skyscan import is_skyscan, is_skyscan_folder, read_skyscan
+from equipoise_engine.formats.ct.txrm import is_txrm, read_txrm
 from equipoise_engine.formats.hdf5 import is_hdf5, open_file
-from equipoise_engine.formats.ismrmrd_file import is_ismrmrd, read_ismrmrd
 from equipoise_engine.formats.known import told
 from equipoise_engine.formats.mat_variables import is_matlab
 from equipoise_engine.formats.matlab import read_matlab
-from equipoise_engine.formats.mrc import is_mrc, read_mrc
-from equipoise_engine.formats.nikon import is_nikon, read_nikon
+from equipoise_engine.formats.mri.bart import is_bart, is_bart_folder, read_bart
+from equipoise_engine.formats.mri.bruker import is_bruker, is_bruker_folder, read_bruker
+from equipoise_engine.formats.mri.fastmri import is_fastmri, read_fastmri
+from equipoise_engine.formats.mri.ismrmrd_file import is_ismrmrd, read_ismrmrd
+from equipoise_engine.formats.mri.twix import is_twix, read_twix
 from equipoise_engine.formats.numpyfile import is_numpy, read_numpy
-from equipoise_engine.formats.nxtomo import is_nxtomo, read_nxtomo
-from equipoise_engine.formats.skyscan import is_skyscan, is_skyscan_folder, read_skyscan
-from equipoise_engine.formats.tiffstack import is_tiff
-from equipoise_engine.formats.twix import is_twix, read_twix
-from equipoise_engine.formats.txrm import is_txrm, read_txrm
+from equipoise_engine.formats.stacks.edf import is_edf
+from equipoise_engine.formats.stacks.fits import is_fits
+from equipoise_engine.formats.stacks.folder import is_image_folder, read_images
+from equipoise_engine.formats.stacks.mrc import is_mrc, read_mrc
+from equipoise_engine.formats.stacks.tiffstack import is_tiff
 from equipoise_engine.recipe import Known
 
 KINDS = (

@@ -26,9 +26,9 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from equipoise_engine.errors import BadInput, Unsupported
-from equipoise_engine.formats.dicom_ctpd import is_dicom_ctpd
+from equipoise_engine.formats.ct.dicom_ctpd import is_dicom_ctpd
 from equipoise_engine.formats.hdf5 import check_memory
-from equipoise_engine.formats.result import PROGRAM
+from equipoise_engine.formats.results.result import PROGRAM
 
 _RT_DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
 _DIRECTORY = "1.2.840.10008.1.3.10"

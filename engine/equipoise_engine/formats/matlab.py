@@ -18,7 +18,7 @@ from equipoise_engine.acquisition import Acquisition, CtAcquisition, DataState, 
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.angles import repeated_views, to_radians
 from equipoise_engine.formats.mat_variables import DAMAGE, Value, Variable, load, variables_of
-from equipoise_engine.formats.matlab_kspace import read_kspace
+from equipoise_engine.formats.mri.matlab_kspace import read_kspace
 from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.geometry import FanBeam
 from equipoise_engine.recipe import Known

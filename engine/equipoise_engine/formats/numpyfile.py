@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 
 from equipoise_engine.acquisition import Acquisition, CtAcquisition, Match, MriAcquisition, Samples
 from equipoise_engine.errors import BadInput, Incomplete, Unsupported
-from equipoise_engine.formats.folder import images_beside
 from equipoise_engine.formats.frames import Taken
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.known import GIVEN
-from equipoise_engine.formats.kspace import (
+from equipoise_engine.formats.mri.kspace import (
     Slices,
     centre_warnings,
     check_finite,
@@ -37,11 +36,12 @@ from equipoise_engine.formats.kspace import (
     measured_positions,
     sampling_warnings,
 )
-from equipoise_engine.formats.matlab_kspace import DENSITY_NAMES, KSPACE_NAMES, MAX_COILS, TRAJECTORY_NAMES
+from equipoise_engine.formats.mri.matlab_kspace import DENSITY_NAMES, KSPACE_NAMES, MAX_COILS, TRAJECTORY_NAMES
+from equipoise_engine.formats.mri.trajectory import image_size
 from equipoise_engine.formats.roles import parsed, told_roles
-from equipoise_engine.formats.sinogram import MIN_VIEWS
-from equipoise_engine.formats.stack import ROLES, scan_of_stack
-from equipoise_engine.formats.trajectory import image_size
+from equipoise_engine.formats.stacks.folder import images_beside
+from equipoise_engine.formats.stacks.sinogram import MIN_VIEWS
+from equipoise_engine.formats.stacks.stack import ROLES, scan_of_stack
 from equipoise_engine.geometry import Cartesian, NonCartesian, ParallelBeam
 from equipoise_engine.recipe import Known, Source
 

@@ -11,7 +11,6 @@ from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.dicom_header import is_dicom_image, is_dicom_series
 from equipoise_engine.formats.hdf5 import is_hdf5
 from equipoise_engine.formats.mat_variables import is_matlab
-from equipoise_engine.formats.mrc import is_mrc, is_mrc_volume, read_mrc_volume
 from equipoise_engine.formats.reference_arrays import (
     is_numpy_array,
     is_result,
@@ -23,7 +22,8 @@ from equipoise_engine.formats.reference_arrays import (
 from equipoise_engine.formats.reference_dicom import read_dicom
 from equipoise_engine.formats.reference_nifti import is_nifti, read_nifti
 from equipoise_engine.formats.reference_nrrd import is_nrrd, read_nrrd
-from equipoise_engine.formats.tiffstack import is_tiff
+from equipoise_engine.formats.stacks.mrc import is_mrc, is_mrc_volume, read_mrc_volume
+from equipoise_engine.formats.stacks.tiffstack import is_tiff
 from equipoise_engine.progress import Watch
 from equipoise_engine.recipe import Known
 from equipoise_engine.volume import Volume

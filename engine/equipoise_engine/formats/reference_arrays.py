@@ -30,9 +30,9 @@ from equipoise_engine.formats.hdf5 import (
     try_find,
 )
 from equipoise_engine.formats.mat_variables import DAMAGE, load, variables_of
-from equipoise_engine.formats.result import PROGRAM
-from equipoise_engine.formats.series import images_of, natural
-from equipoise_engine.formats.tiffstack import images_of_tiff, is_tiff, result_text
+from equipoise_engine.formats.results.result import PROGRAM
+from equipoise_engine.formats.stacks.series import images_of, natural
+from equipoise_engine.formats.stacks.tiffstack import images_of_tiff, is_tiff, result_text
 from equipoise_engine.progress import Progress, Watch
 from equipoise_engine.volume import Volume
 

@@ -30,7 +30,7 @@ from equipoise_engine.formats.dicom_header import (
     whole_of,
 )
 from equipoise_engine.formats.dicom_pixels import values_of
-from equipoise_engine.formats.series import natural
+from equipoise_engine.formats.stacks.series import natural
 from equipoise_engine.progress import Progress, Watch
 from equipoise_engine.volume import Volume
 

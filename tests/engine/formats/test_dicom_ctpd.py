@@ -17,7 +17,7 @@ from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.fbp import filtered_back_projection
 from equipoise_engine.formats import read
-from equipoise_engine.formats.dicom_ctpd import is_dicom_ctpd
+from equipoise_engine.formats.ct.dicom_ctpd import is_dicom_ctpd
 from equipoise_engine.geometry import ConeBeam, FanBeam
 from equipoise_engine.preprocess.attenuation import attenuation
 

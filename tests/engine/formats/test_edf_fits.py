@@ -13,8 +13,8 @@ from fabio.edfimage import EdfImage
 from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.formats import read
-from equipoise_engine.formats.edf import angles_of_edf, images_of_edf, is_edf
-from equipoise_engine.formats.fits import images_of_fits
+from equipoise_engine.formats.stacks.edf import angles_of_edf, images_of_edf, is_edf
+from equipoise_engine.formats.stacks.fits import images_of_fits
 from equipoise_engine.recipe import Known
 
 VIEWS, ROWS, COLUMNS = 12, 10, 30

@@ -17,10 +17,10 @@ import pytest
 import tifffile
 
 from equipoise_engine.errors import BadInput
-from equipoise_engine.formats import tiff
-from equipoise_engine.formats.dicom import write_dicom
-from equipoise_engine.formats.nexus import write_hdf5
-from equipoise_engine.formats.tiff import write_tiff
+from equipoise_engine.formats.results import tiff
+from equipoise_engine.formats.results.dicom import write_dicom
+from equipoise_engine.formats.results.nexus import write_hdf5
+from equipoise_engine.formats.results.tiff import write_tiff
 from equipoise_engine.progress import Cancelled, Progress, Watch, unwatched
 from equipoise_engine.volume import Volume
 

@@ -12,8 +12,8 @@ import tifffile
 from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput, Incomplete
 from equipoise_engine.formats import read
-from equipoise_engine.formats.folder import is_image_folder
-from equipoise_engine.formats.series import gaps, natural
+from equipoise_engine.formats.stacks.folder import is_image_folder
+from equipoise_engine.formats.stacks.series import gaps, natural
 from equipoise_engine.preprocess.centre import find_centre
 from equipoise_engine.recipe import AngleRange, Known, Role
 

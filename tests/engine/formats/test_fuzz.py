@@ -30,9 +30,9 @@ from fabio.edfimage import EdfImage
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
-from equipoise_engine.formats.dicom import write_dicom
-from equipoise_engine.formats.nexus import write_hdf5
-from equipoise_engine.formats.tiff import write_tiff
+from equipoise_engine.formats.results.dicom import write_dicom
+from equipoise_engine.formats.results.nexus import write_hdf5
+from equipoise_engine.formats.results.tiff import write_tiff
 from equipoise_engine.progress import unwatched
 from equipoise_engine.volume import Volume
 

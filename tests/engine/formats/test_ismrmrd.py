@@ -15,7 +15,7 @@ import pytest
 from equipoise_engine.acquisition import MriAcquisition
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.formats import read
-from equipoise_engine.formats.ismrmrd_writer import write_ismrmrd
+from equipoise_engine.formats.mri.ismrmrd_writer import write_ismrmrd
 from equipoise_engine.geometry import Cartesian, NonCartesian
 from equipoise_engine.progress import unwatched
 from equipoise_engine.recipe import Known, Role

@@ -15,10 +15,10 @@ import scipy.io
 import tifffile
 
 from equipoise_engine.errors import BadInput, Unsupported
-from equipoise_engine.formats.dicom import write_dicom
-from equipoise_engine.formats.nexus import write_hdf5
 from equipoise_engine.formats.reference import is_reference, read_reference
-from equipoise_engine.formats.tiff import write_tiff
+from equipoise_engine.formats.results.dicom import write_dicom
+from equipoise_engine.formats.results.nexus import write_hdf5
+from equipoise_engine.formats.results.tiff import write_tiff
 from equipoise_engine.progress import Watch, unwatched
 from equipoise_engine.volume import Volume
 

@@ -16,7 +16,7 @@ from equipoise_engine.cone import ConeBeamPhysics, feldkamp
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.fbp import filtered_back_projection
 from equipoise_engine.formats import read
-from equipoise_engine.formats.circular import Circle
+from equipoise_engine.formats.ct.circular import Circle
 from equipoise_engine.geometry import ConeBeam, FanBeam, ParallelBeam
 from equipoise_engine.opening import open_scan
 from equipoise_engine.preprocess.attenuation import attenuation

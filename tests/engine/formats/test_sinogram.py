@@ -13,7 +13,7 @@ from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats import read
 from equipoise_engine.formats.angles import evenly
-from equipoise_engine.formats.sinogram import find_range
+from equipoise_engine.formats.stacks.sinogram import find_range
 from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.preprocess.centre import find_centre
 from equipoise_engine.recipe import AngleRange, Known

@@ -13,7 +13,7 @@ from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.formats import read
 from equipoise_engine.formats.frames import Frames, Scaled, Taken, Turned
-from equipoise_engine.formats.stack import scan_of_stack, trimmed
+from equipoise_engine.formats.stacks.stack import scan_of_stack, trimmed
 from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.preprocess.centre import find_centre
 from equipoise_engine.recipe import AngleRange, Known, Role

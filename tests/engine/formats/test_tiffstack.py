@@ -15,7 +15,7 @@ from PIL import Image
 
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.formats import read
-from equipoise_engine.formats.tiffstack import images_of_tiff
+from equipoise_engine.formats.stacks.tiffstack import images_of_tiff
 
 
 def _images(kind: str = "<u2", count: int = 9) -> np.ndarray:

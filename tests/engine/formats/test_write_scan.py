@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats import read
-from equipoise_engine.formats.write_scan import write_dataexchange, write_nxtomo
+from equipoise_engine.formats.ct.write_scan import write_dataexchange, write_nxtomo
 from equipoise_engine.geometry import ConeBeam, CtGeometry, FanBeam, ParallelBeam
 from equipoise_engine.progress import Cancelled, Progress, Watch, unwatched
 

@@ -245,7 +245,8 @@ class StepsPage(Page):
             self.note.setText("No steps: the numbers are taken as they were read.")
         self.note.setVisible(not known)
         if another or not known:
-            self._clear_pictures("" if known else "No step to show" if facts is not None else "Shown once the scan is open")
+            empty = "No step to show" if facts is not None else "Shown once the scan is open"
+            self._clear_pictures("" if known else empty)
         self._want()
 
     def _clear_pictures(self, hint: str) -> None:

@@ -71,6 +71,7 @@ class PrepareWindow(QWidget):
         self._sliced = Selection()
         self._shown_path = ""
         self._asked_path = ""
+        self._pending = False
         self.setWindowTitle("Prepare scan[*]")
         self.resize(1280, 800)
 
@@ -418,6 +419,7 @@ class PrepareWindow(QWidget):
         if needed is not None and draft.recipe == needed.recipe:
             # the answer is known
             self._waiting.stop()
+            self._pending = False
             self.preview.set_picture(None, hint="Shown once nothing is missing")
             self.preview.set_problem("")
         else:
@@ -428,7 +430,7 @@ class PrepareWindow(QWidget):
     def _ask_preview(self) -> None:
         draft = self.draft
         if draft is not None:
-            self._asked_path = draft.path
+            self._asked_path, self._pending = draft.path, True
             self._session.look(
                 PREVIEW, Look(path=draft.path, recipe=draft.recipe, what="image", index=self.slice.value())
             )
@@ -440,6 +442,7 @@ class PrepareWindow(QWidget):
             self.preview.set_problem("")
             self.preview.set_picture(pixels, seen.caption)
             self.preview.set_levels(*percentiles(pixels, 1.0, 99.8))
+            self._pending = False
         self._say_busy()
         for page in self.pages:
             page.show_seen(purpose, seen, pixels)
@@ -450,12 +453,13 @@ class PrepareWindow(QWidget):
             self.preview.set_problem(sentence(failed.message, failed.hint))
             if self.preview.pixels() is None:
                 self.preview.set_picture(None, hint="No image yet")
+            self._pending = False
         self._say_busy()
         for page in self.pages:
             page.show_failure(purpose, failed)
 
     def _say_busy(self) -> None:
-        busy = self._waiting.isActive() or (self.isVisible() and self._session.is_looking(PREVIEW))
+        busy = self.isVisible() and (self._waiting.isActive() or self._pending)
         running = next((job for job in active_jobs(self._state) if job.started is not None), None)
         if not busy:
             text = ""

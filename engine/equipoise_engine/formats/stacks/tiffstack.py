@@ -25,8 +25,8 @@ from equipoise_engine.acquisition import Samples
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.frames import Frames
 from equipoise_engine.formats.hdf5 import check_memory
-from equipoise_engine.formats.result import PROGRAM
-from equipoise_engine.formats.tiffpixels import MAX_RATIO, Pixels, pixels_of, read_pixels
+from equipoise_engine.formats.results.result import PROGRAM
+from equipoise_engine.formats.stacks.tiffpixels import MAX_RATIO, Pixels, pixels_of, read_pixels
 
 _STARTS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _OURS = f'"program": "{PROGRAM}"'

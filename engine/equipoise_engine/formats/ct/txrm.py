@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 
 from equipoise_engine.acquisition import CtAcquisition, Match, Samples
 from equipoise_engine.errors import BadInput, Unsupported
-from equipoise_engine.formats.circular import Circle, rightly_turned
-from equipoise_engine.formats.folder import images_beside
+from equipoise_engine.formats.ct.circular import Circle, rightly_turned
 from equipoise_engine.formats.frames import Frames
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.roles import told_roles
-from equipoise_engine.formats.stack import ROLES, scan_of_stack
+from equipoise_engine.formats.stacks.folder import images_beside
+from equipoise_engine.formats.stacks.stack import ROLES, scan_of_stack
 from equipoise_engine.geometry import CtGeometry, ParallelBeam
 from equipoise_engine.recipe import Known
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from equipoise_engine.acquisition import CtAcquisition, Match
 from equipoise_engine.errors import BadInput, EquipoiseError
+from equipoise_engine.formats.ct.hdf5_ct import Numbers, Part, Parts, scan_of_parts, told_parts, values_of
 from equipoise_engine.formats.hdf5 import (
     attribute,
     check_dataset,
@@ -27,9 +28,8 @@ from equipoise_engine.formats.hdf5 import (
     try_find,
     walk,
 )
-from equipoise_engine.formats.hdf5_ct import Numbers, Part, Parts, scan_of_parts, told_parts, values_of
 from equipoise_engine.formats.roles import parsed, told_roles
-from equipoise_engine.formats.stack import ROLES
+from equipoise_engine.formats.stacks.stack import ROLES
 from equipoise_engine.geometry import ConeBeam, CtGeometry, FanBeam, ParallelBeam
 from equipoise_engine.recipe import Known
 

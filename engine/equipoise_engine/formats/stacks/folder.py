@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import CtAcquisition, Match, Samples
 from equipoise_engine.errors import BadInput, EquipoiseError, Incomplete
 from equipoise_engine.formats.angles import angles_of_text
-from equipoise_engine.formats.edf import angles_of_edf, images_of_edf, is_edf
-from equipoise_engine.formats.fits import images_of_fits, is_fits
 from equipoise_engine.formats.frames import Taken
 from equipoise_engine.formats.known import GIVEN
 from equipoise_engine.formats.roles import parsed, told_roles
-from equipoise_engine.formats.series import gaps, images_of, natural
-from equipoise_engine.formats.sinogram import MIN_VIEWS
-from equipoise_engine.formats.stack import ROLES, frames_of, scan_of_stack, trimmed
-from equipoise_engine.formats.tiffstack import images_of_tiff
+from equipoise_engine.formats.stacks.edf import angles_of_edf, images_of_edf, is_edf
+from equipoise_engine.formats.stacks.fits import images_of_fits, is_fits
+from equipoise_engine.formats.stacks.series import gaps, images_of, natural
+from equipoise_engine.formats.stacks.sinogram import MIN_VIEWS
+from equipoise_engine.formats.stacks.stack import ROLES, frames_of, scan_of_stack, trimmed
+from equipoise_engine.formats.stacks.tiffstack import images_of_tiff
 from equipoise_engine.recipe import Known, Source
 
 # How images of one file are opened, `(image, row, column)`, by its suffix.

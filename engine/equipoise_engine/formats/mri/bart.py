@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import Match, MriAcquisition
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
-from equipoise_engine.formats.kspace import (
+from equipoise_engine.formats.mri.kspace import (
     Slices,
     centre_warnings,
     check_finite,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.atomic import new_file, sync
-from equipoise_engine.formats.result import check_volume, describe_json
+from equipoise_engine.formats.results.result import check_volume, describe_json
 from equipoise_engine.progress import Progress, Watch
 from equipoise_engine.volume import Volume
 

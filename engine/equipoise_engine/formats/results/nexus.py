@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.atomic import new_file, reserve, sync
-from equipoise_engine.formats.result import PROGRAM, check_volume, describe_json, program_version, unit_of
+from equipoise_engine.formats.results.result import PROGRAM, check_volume, describe_json, program_version, unit_of
 from equipoise_engine.progress import Progress, Watch
 from equipoise_engine.volume import Volume
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import CtAcquisition, Match, Samples
 from equipoise_engine.errors import BadInput, Incomplete, Unsupported
 from equipoise_engine.formats.angles import to_radians
+from equipoise_engine.formats.ct.hdf5_ct import Part, monitor_of, said_state, told_numbers, told_part
 from equipoise_engine.formats.hdf5 import (
     Stored,
     check_dataset,
@@ -29,10 +30,9 @@ from equipoise_engine.formats.hdf5 import (
     try_find,
     walk,
 )
-from equipoise_engine.formats.hdf5_ct import Part, monitor_of, said_state, told_numbers, told_part
 from equipoise_engine.formats.known import GIVEN
 from equipoise_engine.formats.roles import parsed, told_roles
-from equipoise_engine.formats.stack import ROLES, scan_of_stack
+from equipoise_engine.formats.stacks.stack import ROLES, scan_of_stack
 from equipoise_engine.recipe import Known, Role, Source
 
 SMALLEST = 16

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import CtAcquisition, Match
 from equipoise_engine.errors import BadInput, Incomplete, Unsupported
 from equipoise_engine.formats.angles import angles_of_text
-from equipoise_engine.formats.folder import images_beside
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.roles import told_roles
-from equipoise_engine.formats.stack import ROLES, scan_of_stack
+from equipoise_engine.formats.stacks.folder import images_beside
+from equipoise_engine.formats.stacks.stack import ROLES, scan_of_stack
 from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.recipe import Known, Source
 from equipoise_engine.volume import Volume

@@ -24,7 +24,7 @@ from equipoise_engine.formats.frames import Frames, Taken, Turned
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.known import GIVEN
 from equipoise_engine.formats.roles import parsed, told_roles
-from equipoise_engine.formats.sinogram import MIN_VIEWS, find_range
+from equipoise_engine.formats.stacks.sinogram import MIN_VIEWS, find_range
 from equipoise_engine.formats.state import state_without_flats, unstretched
 from equipoise_engine.geometry import CtGeometry, ParallelBeam
 from equipoise_engine.recipe import AngleRange, Known, Source

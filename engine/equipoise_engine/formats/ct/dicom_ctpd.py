@@ -21,12 +21,12 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from equipoise_engine.acquisition import CtAcquisition, Match
 from equipoise_engine.errors import BadInput, Unsupported
-from equipoise_engine.formats.circular import Circle, rightly_turned
-from equipoise_engine.formats.folder import images_beside
+from equipoise_engine.formats.ct.circular import Circle, rightly_turned
 from equipoise_engine.formats.frames import Frames
 from equipoise_engine.formats.hdf5 import check_memory
-from equipoise_engine.formats.series import natural
-from equipoise_engine.formats.stack import scan_of_stack
+from equipoise_engine.formats.stacks.folder import images_beside
+from equipoise_engine.formats.stacks.series import natural
+from equipoise_engine.formats.stacks.stack import scan_of_stack
 from equipoise_engine.geometry import CtGeometry, FanBeam
 from equipoise_engine.recipe import Known
 

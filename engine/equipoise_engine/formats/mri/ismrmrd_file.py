@@ -19,7 +19,7 @@ from equipoise_engine.acquisition import Match, MriAcquisition
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory, find
 from equipoise_engine.formats.heap import Table
-from equipoise_engine.formats.kspace import (
+from equipoise_engine.formats.mri.kspace import (
     Slices,
     centre_warnings,
     check_finite,
@@ -27,7 +27,7 @@ from equipoise_engine.formats.kspace import (
     measured_positions,
     sampling_warnings,
 )
-from equipoise_engine.formats.mrd_acquisitions import (
+from equipoise_engine.formats.mri.mrd_acquisitions import (
     BOTH,
     COUNTERS,
     DAMAGE,
@@ -38,7 +38,7 @@ from equipoise_engine.formats.mrd_acquisitions import (
     scan_groups,
     sorted_out,
 )
-from equipoise_engine.formats.mrd_header import (
+from equipoise_engine.formats.mri.mrd_header import (
     FIELD_KNOWN,
     READOUT_AXIS,
     encoded_space,
@@ -46,8 +46,8 @@ from equipoise_engine.formats.mrd_header import (
     limits_of,
     user_number,
 )
-from equipoise_engine.formats.mrd_trajectory import along_trajectory
-from equipoise_engine.formats.readouts import (
+from equipoise_engine.formats.mri.mrd_trajectory import along_trajectory
+from equipoise_engine.formats.mri.readouts import (
     MAX_RAMP_SAMPLES,
     UNCORRECTED,
     Encoding,

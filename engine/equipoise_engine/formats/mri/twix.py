@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import Match, MriAcquisition
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
-from equipoise_engine.formats.kspace import centre_warnings, check_finite, line_axis, sampling_warnings
-from equipoise_engine.formats.readouts import (
+from equipoise_engine.formats.mri.kspace import centre_warnings, check_finite, line_axis, sampling_warnings
+from equipoise_engine.formats.mri.readouts import (
     MAX_RAMP_SAMPLES,
     UNCORRECTED,
     Encoding,

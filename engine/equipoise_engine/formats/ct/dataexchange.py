@@ -14,10 +14,10 @@ import numpy as np
 
 from equipoise_engine.acquisition import CtAcquisition, Match
 from equipoise_engine.errors import BadInput
+from equipoise_engine.formats.ct.hdf5_ct import Numbers, Part, Parts, scan_of_parts, told_parts, values_of
 from equipoise_engine.formats.hdf5 import attribute, check_dataset, check_memory, find, numeric_sources, try_find
-from equipoise_engine.formats.hdf5_ct import Numbers, Part, Parts, scan_of_parts, told_parts, values_of
 from equipoise_engine.formats.roles import parsed, told_roles
-from equipoise_engine.formats.stack import ROLES
+from equipoise_engine.formats.stacks.stack import ROLES
 from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.recipe import Known
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from equipoise_engine.acquisition import Match, MriAcquisition
 from equipoise_engine.errors import BadInput, Unsupported
-from equipoise_engine.formats.kspace import centre_warnings, line_axis, sampling_warnings
-from equipoise_engine.formats.readouts import (
+from equipoise_engine.formats.mri.kspace import centre_warnings, line_axis, sampling_warnings
+from equipoise_engine.formats.mri.readouts import (
     Encoding,
     Readout,
     chosen_part,

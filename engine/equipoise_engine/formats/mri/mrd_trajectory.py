@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import Match, MriAcquisition
 from equipoise_engine.errors import BadInput, Incomplete, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
-from equipoise_engine.formats.kspace import check_finite
-from equipoise_engine.formats.mrd_acquisitions import Acquisitions
-from equipoise_engine.formats.mrd_header import FIELD_KNOWN, encoded_space, user_number
-from equipoise_engine.formats.readouts import slice_order
+from equipoise_engine.formats.mri.kspace import check_finite
+from equipoise_engine.formats.mri.mrd_acquisitions import Acquisitions
+from equipoise_engine.formats.mri.mrd_header import FIELD_KNOWN, encoded_space, user_number
+from equipoise_engine.formats.mri.readouts import slice_order
 from equipoise_engine.geometry import NonCartesian
 from equipoise_engine.preprocess.kspace import to_image
 from equipoise_engine.recipe import Known

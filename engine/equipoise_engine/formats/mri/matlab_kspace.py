@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import Match, MriAcquisition
 from equipoise_engine.errors import BadInput, Incomplete
 from equipoise_engine.formats.hdf5 import check_memory
-from equipoise_engine.formats.kspace import (
+from equipoise_engine.formats.mat_variables import Value, Variable, load
+from equipoise_engine.formats.mri.kspace import (
     centre_warnings,
     check_finite,
     line_axis,
     measured_positions,
     sampling_warnings,
 )
-from equipoise_engine.formats.mat_variables import Value, Variable, load
+from equipoise_engine.formats.mri.trajectory import image_size
 from equipoise_engine.formats.roles import told_roles
-from equipoise_engine.formats.trajectory import image_size
 from equipoise_engine.geometry import Cartesian, NonCartesian
 from equipoise_engine.preprocess.kspace import to_image
 from equipoise_engine.recipe import Known, Source

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import Match, MriAcquisition, Samples
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.hdf5 import Stored, check_dataset, check_memory, find, read_text, text_of
-from equipoise_engine.formats.kspace import Slices, measured_positions, sampling_warnings
-from equipoise_engine.formats.mrd_header import encoded_space, header_root, limits_of
+from equipoise_engine.formats.mri.kspace import Slices, measured_positions, sampling_warnings
+from equipoise_engine.formats.mri.mrd_header import encoded_space, header_root, limits_of
 from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.geometry import Cartesian
 from equipoise_engine.preprocess.kspace import embedded, without_oversampling

@@ -18,9 +18,9 @@ from equipoise_engine.acquisition import MriAcquisition
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.atomic import new_file
 from equipoise_engine.formats.hdf5 import open_file
-from equipoise_engine.formats.ismrmrd_file import read_ismrmrd
-from equipoise_engine.formats.mrd_acquisitions import DUMMY, INTERFERENCE, NOISE, PHASE_CORRECTION, REVERSE
-from equipoise_engine.formats.mrd_header import FIELD_KNOWN, READOUT_AXIS
+from equipoise_engine.formats.mri.ismrmrd_file import read_ismrmrd
+from equipoise_engine.formats.mri.mrd_acquisitions import DUMMY, INTERFERENCE, NOISE, PHASE_CORRECTION, REVERSE
+from equipoise_engine.formats.mri.mrd_header import FIELD_KNOWN, READOUT_AXIS
 from equipoise_engine.geometry import Cartesian, NonCartesian
 from equipoise_engine.progress import Progress, Watch
 from equipoise_engine.recipe import Known

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import CtAcquisition, DataState, Samples
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.atomic import new_file, reserve, sync
-from equipoise_engine.formats.dataexchange import MONITOR, PIXEL
+from equipoise_engine.formats.ct.dataexchange import MONITOR, PIXEL
+from equipoise_engine.formats.ct.hdf5_ct import STATE_ATTRIBUTE
+from equipoise_engine.formats.ct.nxtomo import DARK, FLAT, PROJECTION
 from equipoise_engine.formats.hdf5 import check_memory
-from equipoise_engine.formats.hdf5_ct import STATE_ATTRIBUTE
-from equipoise_engine.formats.nxtomo import DARK, FLAT, PROJECTION
 from equipoise_engine.geometry import ConeBeam, FanBeam, ParallelBeam
 from equipoise_engine.progress import Progress, Watch
 

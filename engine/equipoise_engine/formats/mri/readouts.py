@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
-from equipoise_engine.formats.kspace import Slices, check_finite
+from equipoise_engine.formats.mri.kspace import Slices, check_finite
 from equipoise_engine.preprocess.kspace import to_image, without_oversampling
 from equipoise_engine.recipe import Source
 

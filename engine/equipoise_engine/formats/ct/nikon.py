@@ -19,12 +19,12 @@ import numpy as np
 
 from equipoise_engine.acquisition import CtAcquisition, Match, Samples
 from equipoise_engine.errors import BadInput, Unsupported
-from equipoise_engine.formats.circular import Circle, rightly_turned
-from equipoise_engine.formats.folder import images_beside
+from equipoise_engine.formats.ct.circular import Circle, rightly_turned
+from equipoise_engine.formats.ct.scanner_text import Section, begins_with_section, numbered_images, section_of, views_of
 from equipoise_engine.formats.frames import Scaled
-from equipoise_engine.formats.scanner_text import Section, begins_with_section, numbered_images, section_of, views_of
-from equipoise_engine.formats.series import images_of
-from equipoise_engine.formats.stack import scan_of_stack
+from equipoise_engine.formats.stacks.folder import images_beside
+from equipoise_engine.formats.stacks.series import images_of
+from equipoise_engine.formats.stacks.stack import scan_of_stack
 from equipoise_engine.recipe import Known
 
 SECTION = "XTekCT"

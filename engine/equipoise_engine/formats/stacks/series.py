@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import Samples
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.frames import Frames
-from equipoise_engine.formats.tiffstack import images_of_tiff
+from equipoise_engine.formats.stacks.tiffstack import images_of_tiff
 
 _NUMBER = re.compile(r"(\d+)")
 MAX_NAMED = 3

@@ -20,7 +20,7 @@ from pydicom.valuerep import DSfloat
 
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats.atomic import new_folder, sync
-from equipoise_engine.formats.result import NOT_FOR_DIAGNOSIS, PROGRAM, check_volume, program_version, unit_of
+from equipoise_engine.formats.results.result import NOT_FOR_DIAGNOSIS, PROGRAM, check_volume, program_version, unit_of
 from equipoise_engine.progress import Progress, Watch
 from equipoise_engine.volume import Volume
 

@@ -1,0 +1,1 @@
+"""CT scans in HDF5 and of vendors."""

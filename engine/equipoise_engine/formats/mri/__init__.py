@@ -1,0 +1,1 @@
+"""MRI raw data."""

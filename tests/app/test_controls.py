@@ -49,7 +49,7 @@ MRI = ScanFacts(
     methods=("zerofilled", "grappa", "sense", "tv", "wavelet", "deq"),
 )
 CONE = msgspec.structs.replace(CT, scan="cone", methods=("fdk", "cgls", "sirt", "tv"))
-VOLUME = {"views_every", "centre"}
+VOLUME = {"views_every", "centre_button"}
 ITERATED = VOLUME | {"footprint"}
 COILS = {"accelerate"}
 MAPS = COILS | {"coil_maps"}
@@ -154,7 +154,7 @@ def test_each_method_shows_its_own_parameters(
         "model",
         "views_every",
         "accelerate",
-        "centre",
+        "centre_button",
     )
     assert {name for name in every if getattr(view, name).isVisible()} == fields
     assert view.sentence.text() == SENTENCES[method]
@@ -316,23 +316,16 @@ def test_weights_can_come_from_a_file(qtbot: QtBot, view: ControlsView, session:
     assert box.currentText() == "mine.safetensors"
 
 
-def test_the_centre_is_shown_and_the_scan_re_opened_with_another(
+def test_the_rotation_centre_is_told_and_its_page_asked_for(
     qtbot: QtBot, view: ControlsView, session: Listener
 ) -> None:
-    assert view.centre.text() == "31.25"
-    view.centre.setFocus()
-    view.centre.selectAll()
-    qtbot.keyClicks(view.centre, "30.5")
+    asked: list[bool] = []
+    view.centre_wanted.connect(lambda: asked.append(True))
+    assert view.centre_button.toolTip().startswith("The axis lies at column 31.25.")
+    view.centre_button.setFocus()
+    qtbot.keyClick(view.centre_button, Qt.Key.Key_Space)
+    assert asked == [True]
     assert session.opened == []
-    qtbot.mouseClick(view.reopen_button, Qt.MouseButton.LeftButton)
-    view.centre.clear()
-    qtbot.mouseClick(view.reopen_button, Qt.MouseButton.LeftButton)
-    # the rest of the recipe stays as it was found
-    steps = CT.recipe.steps
-    assert session.opened == [
-        ("/data/tooth.h5", Recipe(known=Known(centre_px=30.5), steps=steps)),
-        ("/data/tooth.h5", Recipe(steps=steps)),
-    ]
 
 
 def test_nothing_starts_by_itself(view: ControlsView, session: Listener) -> None:
@@ -372,7 +365,7 @@ def test_every_field_can_be_reached_and_says_what_it_is(view: ControlsView) -> N
         view.slices,
         view.first,
         view.last,
-        view.centre,
+        view.centre_button,
     ):
         assert field.accessibleName()
         assert field.toolTip()

@@ -235,7 +235,7 @@ def test_an_mri_scan_has_slices_only(page: SelectionPage, session: Listener, edi
 
 def test_a_picture_that_fails_says_why_and_is_asked_for_again(page: SelectionPage, session: Listener) -> None:
     page.show_failure("selection", Failed(kind="bad-input", message="tooth.h5: is damaged", hint="Copy it again."))
-    assert page.picture.problem.text() == "⚠ tooth.h5: is damaged Copy it again."
+    assert page.picture.problem.text() == "⚠ tooth.h5: is damaged. Copy it again."
     assert page.picture.pixels() is not None
     count = len(session.looks)
     page.show_draft(CT, None, CT.recipe)
@@ -337,7 +337,7 @@ def test_a_search_that_fails_says_why(qtbot: QtBot, centre: CentrePage, session:
     assert (session.searches[-1].first_px, session.searches[-1].last_px) == (20, 40)
     job = Job(7, "centre", "", phase=JobPhase.FAILED, message="tooth.h5: no opposite views", hint="Give the centre.")
     session._set(State(engine=Engine(phase=EnginePhase.READY), jobs=(job,)))
-    assert centre.said.text() == "tooth.h5: no opposite views Give the centre."
+    assert centre.said.text() == "tooth.h5: no opposite views. Give the centre."
     assert centre.estimate_button.isEnabled()
 
 

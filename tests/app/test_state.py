@@ -332,7 +332,7 @@ def test_failed_job_tells_what_and_the_way_out() -> None:
         "trace",
     )
     assert state.notices[-1].severity == "error"
-    assert "a.h5: 3 angles Give 4." in state.notices[-1].text
+    assert "a.h5: 3 angles. Give 4." in state.notices[-1].text
 
 
 def test_lost_engine_fails_jobs_and_keeps_pictures_and_curves() -> None:

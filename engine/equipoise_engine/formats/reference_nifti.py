@@ -28,11 +28,11 @@ from equipoise_engine.formats.upright import LPS_OF_RAS, upright, usable
 from equipoise_engine.volume import Volume
 
 _GZIP = b"\x1f\x8b"
-_CLASSES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+_CLASSES: dict[int, type[nibabel.Nifti1Header]] = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 MAX_INFLATION = 1032
 """Bytes that one byte of a gzip file can become."""
 _MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 1e-3}
-_ROUNDING = -1e-5
+_ROUNDING = np.float64(-1e-5)
 """How far beyond 1 the parts of a unit quaternion may add up, as many files keep them in single precision."""
 _NEVER = 1000
 """A level that no fault of a header reaches."""
@@ -129,14 +129,15 @@ def read_nifti(path: Path) -> Volume:
 
 def _header(path: Path) -> _Header:
     start = _start(path, 540)
-    orders = {order: int.from_bytes(start[:4], name) for order, name in (("<", "little"), (">", "big"))}
-    order = next((order for order, size in orders.items() if size in _CLASSES), "<")
-    if orders[order] not in _CLASSES or len(start) < orders[order]:
+    order, size = "<", int.from_bytes(start[:4], "little")
+    if size not in _CLASSES:
+        order, size = ">", int.from_bytes(start[:4], "big")
+    if size not in _CLASSES or len(start) < size:
         raise BadInput(f"{path.name}: the header of the NIfTI file is cut short", "Copy or download it again.")
     # the header alone: what follows it may be about the patient, and its notes are never looked at
-    header = _CLASSES[orders[order]](start[: orders[order]], endianness=order, check=False)
-    dims, offset = [int(size) for size in header["dim"]], float(header["vox_offset"])
-    if not 1 <= dims[0] <= 7 or any(size < 1 for size in dims[1 : dims[0] + 1]):
+    header = _CLASSES[size](start[:size], endianness=order, check=False)
+    dims, offset = [int(count) for count in header["dim"]], float(header["vox_offset"])
+    if not 1 <= dims[0] <= 7 or any(count < 1 for count in dims[1 : dims[0] + 1]):
         raise BadInput(
             f"{path.name}: the NIfTI header gives the sizes {dims}; 1 to 7 axes are needed", "Export it again."
         )
@@ -156,16 +157,18 @@ def _header(path: Path) -> _Header:
         slope, intercept = header.get_slope_inter()
     except HeaderDataError:
         slope = intercept = None
+    one_file = header["magic"].item()[:3] == header.single_magic
     return _Header(
         shape=tuple(dims[1 : dims[0] + 1]),
         kind=kind,
-        offset=header.get_data_offset(),
+        # in one file nothing lies before the end of the header, although 0 is written for not said
+        offset=max(header.get_data_offset(), header.single_vox_offset if one_file else 0),
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         steps=steps,
         affine=_directions(header),
         unit_mm=_MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0),
-        one_file=header["magic"].item() == header.single_magic,
+        one_file=one_file,
     )
 
 

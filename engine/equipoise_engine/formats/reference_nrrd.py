@@ -190,11 +190,12 @@ def _kind(fields: dict[str, Any], path: Path) -> np.dtype[Any]:
         "sizes": np.ones(1, dtype=np.int64),
     }
     try:
-        return np.dtype(nrrd.read_data(one, io.BytesIO(bytes(16))).dtype)
+        kind: np.dtype[Any] = nrrd.read_data(one, io.BytesIO(bytes(16))).dtype
     except KeyError as error:
         raise Unsupported(f"{path.name}: values of NRRD type {said[:40]!r} are not read; numbers are") from error
     except (NRRDError, ValueError) as error:
         raise Unsupported(f"{path.name}: NRRD values are not read ({str(error)[:80]})", "Export it again.") from error
+    return kind
 
 
 def _axes(fields: dict[str, Any], path: Path) -> _Axes:

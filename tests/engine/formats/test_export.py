@@ -270,7 +270,7 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from equipoise_engine.errors import BadInput
-from equipoise_engine.formats.{module} import {name}
+from equipoise_engine.formats.results.{module} import {name}
 from equipoise_engine.progress import unwatched
 from equipoise_engine.volume import Volume
 data = np.random.default_rng(0).normal(size=(3, 200, 200)).astype(np.float32)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,6 +144,59 @@ def test_nifti_that_promises_too_much(tmp_path: Path) -> None:
         read_reference(tmp_path / "rgb.nii", unwatched)
 
 
+def _nifti_1(order: str, volume: np.ndarray, **changed: tuple[int, str, object]) -> bytes:
+    """Return a file of one volume `(slice, y, x)` as nifti1.h lays it out: where each field stands, and its kind."""
+    whole = bytearray(352)
+    fields: dict[str, tuple[int, str, object]] = {
+        "sizeof_hdr": (0, "i", 348),
+        "db_name": (14, "18s", b"Jane Doe"),
+        "dim": (40, "8h", (3, *volume.shape[::-1], 1, 1, 1, 1)),
+        "datatype": (70, "h", 4),
+        "bitpix": (72, "h", 16),
+        "pixdim": (76, "8f", (1, 0.5, 0.75, 2, 0, 0, 0, 0)),
+        "vox_offset": (108, "f", 352),
+        "scl": (112, "2f", (0.25, -3)),
+        "xyzt_units": (123, "B", 2),
+        "descrip": (148, "80s", b"Jane Doe, born 1 January"),
+        "magic": (344, "4s", b"n+1\0"),
+    }
+    for at, kind, values in (fields | changed).values():
+        struct.pack_into(order + kind, whole, at, *(values if isinstance(values, tuple) else (values,)))
+    return bytes(whole) + volume.astype(f"{order}i2").tobytes()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_nifti_by_the_bytes_of_its_definition(tmp_path: Path, order: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.nii"
+    rows = (-0.5, 0, 0, 9, 0, -0.75, 0, 9, 0, 0, 2, 9)  # to the left, to the back, to the head
+    path.write_bytes(_nifti_1(order, _asymmetric(), codes=(252, "2h", (0, 1)), srow=(280, "12f", rows)))
+    read = read_reference(path, unwatched)
+    np.testing.assert_array_equal(read.data, _asymmetric() * 0.25 - 3)
+    assert read.voxel_mm == (2.0, 0.75, 0.5)
+    assert "Jane" not in repr(read.provenance)
+    # half a turn about the third axis, rounded beyond 1; qfac 0 stands for 1, and offset 0 for the end of the header
+    turned = {
+        "codes": (252, "2h", (1, 0)),
+        "quatern": (256, "3f", (0, 0, 1.000001)),
+        "pixdim": (76, "8f", (0, 0.5, 0.75, 2, 0, 0, 0, 0)),
+        "vox_offset": (108, "f", 0),
+    }
+    path.write_bytes(_nifti_1(order, _asymmetric(), **turned))
+    read = read_reference(path, unwatched)
+    np.testing.assert_array_equal(read.data, _asymmetric() * 0.25 - 3)
+    assert read.voxel_mm == pytest.approx((2.0, 0.75, 0.5))
+    assert "notes" not in read.provenance
+    # no directions at all, in micrometres, and a step that is not said
+    path.write_bytes(_nifti_1(order, _asymmetric(), xyzt_units=(123, "B", 3)))
+    read = read_reference(path, unwatched)
+    np.testing.assert_array_equal(read.data, _asymmetric()[:, ::-1] * 0.25 - 3)
+    assert read.voxel_mm == pytest.approx((2e-3, 0.75e-3, 0.5e-3))
+    path.write_bytes(_nifti_1(order, _asymmetric(), pixdim=(76, "8f", (1, 0, 0.75, 2, 0, 0, 0, 0))))
+    assert not read_reference(path, unwatched).calibrated
+    # nibabel tells stderr what it mends
+    assert capfd.readouterr() == ("", "")
+
+
 # --- NRRD -------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +238,59 @@ def test_nrrd_without_a_space_stays_as_it_lies(tmp_path: Path) -> None:
     read = read_reference(tmp_path / "c.nrrd", unwatched)
     np.testing.assert_array_equal(read.data, _asymmetric())
     assert read.provenance["notes"] == ["the first of 2 values along axis 0 was taken"]
+
+
+def test_nrrd_by_the_bytes_of_its_definition(tmp_path: Path) -> None:
+    path = tmp_path / "a.nrrd"
+    fields = (
+        "NRRD0005\n# Jane Doe\nType: unsigned short\ndimension: 3\nsizes: 13 9 4\nencoding: raw\nendian: big\n"
+        "content: Jane Doe\nspace: left-posterior-superior\nspace directions: (0.5, 0, 0) (0, -0.75, 0) (0, 0, 2)\n"
+        "space origin: (damaged\ntype:=Jane Doe\nname:=Jane Doe\n"
+    )
+    stored = _asymmetric()[:, ::-1].astype(">u2").tobytes()
+    # with something behind the values; with as much before them; in a file beside, behind lines and bytes
+    (tmp_path / "b.bin").write_bytes(b"one\ntwo\n...." + stored)
+    for text, values in (
+        (fields, stored + b"end"),
+        (fields + "byte skip: -1\n", b"before" + stored),
+        (fields + "lineskip: 2\nbyteskip: 4\ndatafile: b.bin\n", b""),
+    ):
+        path.write_bytes(text.encode() + b"\n" + values)
+        read = read_reference(path, unwatched)
+        np.testing.assert_array_equal(read.data, _asymmetric())
+        assert read.voxel_mm == (2.0, 0.75, 0.5)
+        assert "Jane" not in repr(read.provenance)
+    for damage, told in (
+        (("sizes: 13 9 4", "sizes: 13 9 4.5"), "sizes of the NRRD file read '13 9 4.5'"),
+        (("dimension: 3", "dimension: three"), "header of the NRRD file is damaged"),
+        (("encoding: raw", "encoding: raw\nbyte skip: -2"), "skips 0 lines and -2 bytes"),
+        (("encoding: raw", f"encoding: raw\nbyte skip: {10**30}"), "at most"),
+        (("NRRD0005", "NRRD0009"), "version"),
+    ):
+        path.write_bytes(fields.replace(*damage).encode() + b"\n" + stored)
+        with pytest.raises(BadInput, match=told):
+            read_reference(path, unwatched)
+    for damage in (("unsigned short", "block"), ("unsigned short", "word"), ("big", "middle")):
+        path.write_bytes(fields.replace(*damage).encode() + b"\n" + stored)
+        with pytest.raises(Unsupported, match="not read"):
+            read_reference(path, unwatched)
+
+
+@pytest.mark.parametrize("kind", ["nrrd", "nii"])
+def test_no_more_is_inflated_than_the_volume_takes(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    many, packing = bytes(1 << 26), zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    if kind == "nrrd":
+        text = b"NRRD0004\ntype: uchar\ndimension: 2\nsizes: 8 8\nencoding: gzip\n\n"
+        path.write_bytes(text + packing.compress(many) + packing.flush())
+    else:
+        path.write_bytes(packing.compress(_nifti_1("<", np.zeros((1, 8, 8))) + many) + packing.flush())
+    tracemalloc.start()
+    try:
+        assert read_reference(path, unwatched).data.shape == (1, 8, 8)
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_nrrd_that_leads_elsewhere_or_promises_too_much(tmp_path: Path) -> None:

@@ -147,7 +147,8 @@ def around_zero(pixels: Pixels) -> tuple[float, float]:
 
 
 def _changes(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return values[np.isfinite(values) & (values != 0)]
+    there = np.isfinite(values) & (values != 0)
+    return np.asarray(values[there])
 
 
 def axes_of(caption: str) -> tuple[str, str]:

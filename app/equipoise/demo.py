@@ -12,7 +12,7 @@ from PySide6.QtCore import QObject, QTimer, Signal, Slot
 from PySide6.QtWidgets import QWidget
 
 from equipoise.session import Session
-from equipoise.state import EnginePhase, Job, JobPhase, State, find_run, is_idle
+from equipoise.state import EnginePhase, Job, JobPhase, State, find_run, is_idle, sentence
 from equipoise_engine.protocol import FineTuneSettings, ReconstructSettings
 from equipoise_resources import sample_path
 
@@ -244,7 +244,7 @@ def _trouble(state: State) -> str:
     """Return why the demonstration cannot go on, or nothing."""
     for job in state.jobs:
         if job.phase is JobPhase.FAILED:
-            return f"{job.title}: {job.message} {job.hint}".strip()
+            return f"{job.title}: {sentence(job.message, job.hint)}"
         if job.phase is JobPhase.CANCELLED:
             return f"{job.title} was cancelled"
     if state.engine.phase is EnginePhase.STOPPED:

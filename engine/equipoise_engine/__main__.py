@@ -26,7 +26,7 @@ from equipoise_engine.arguments import add_recipe_arguments, finite, told_recipe
 from equipoise_engine.device import choose_device, device_name
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.facts import scan_facts
-from equipoise_engine.formats.reference import is_reference, read_reference
+from equipoise_engine.formats.references.reference import is_reference, read_reference
 from equipoise_engine.groups import GROUPS
 from equipoise_engine.methods import METHODS
 from equipoise_engine.objective import DATA_TERMS

@@ -23,7 +23,7 @@ from equipoise_engine.facts import scan_facts
 from equipoise_engine.finetune import TrainSettings, draw_from, finetune
 from equipoise_engine.formats.ct.write_scan import write_dataexchange, write_nxtomo
 from equipoise_engine.formats.mri.ismrmrd_writer import write_ismrmrd
-from equipoise_engine.formats.reference import is_reference, read_reference
+from equipoise_engine.formats.references.reference import is_reference, read_reference
 from equipoise_engine.formats.results.dicom import write_dicom
 from equipoise_engine.formats.results.nexus import write_hdf5
 from equipoise_engine.formats.results.tiff import write_tiff

@@ -47,6 +47,19 @@ def test_changed_negative_and_missing_pixels_are_counted() -> None:
     assert overlay.words(kspace=True) == "5 changed (0.83 %), 1 empty"
 
 
+def test_pictures_of_many_rows_are_compared_to_the_last_one() -> None:
+    before = ramp(150, 40)
+    after = before.copy()
+    after[64, 3] += 1
+    after[149, 39] = np.nan
+    after[149, 0] = -1
+    overlay = compare(before, after)
+    assert overlay.changed is not None
+    assert np.argwhere(overlay.changed).tolist() == [[64, 3], [149, 0], [149, 39]]
+    assert np.argwhere(overlay.missing).tolist() == [[149, 39]]
+    assert np.argwhere(overlay.negative).tolist() == [[149, 0]]
+
+
 def test_rounding_is_no_change_and_holes_that_stay_are_none() -> None:
     before = ramp()
     before[0, 0] = NAN

@@ -23,14 +23,16 @@ from PySide6.QtWidgets import (
 )
 from pytestqt.qtbot import QtBot
 
+from equipoise import state as change
 from equipoise.session import Session
 from equipoise.settings import Settings, SettingsStore
-from equipoise.state import EnginePhase, Run, State, active_jobs, find_scan
+from equipoise.state import EnginePhase, Job, JobPhase, Run, State, active_jobs, find_scan
 from equipoise.supervisor import Limits
 from equipoise.view.main import MainWindow
 from equipoise.view.prepare.form import NumberField
 from equipoise.view.prepare.window import PREVIEW, PrepareWindow
 from equipoise.view.theme import apply_theme
+from equipoise_engine.protocol import Look
 from equipoise_engine.recipe import (
     AngleRange,
     FlatField,
@@ -158,11 +160,9 @@ def test_it_opens_by_its_command_and_shows_the_quick_image(window: PrepareWindow
 
 
 @pytest.mark.parametrize(
-    ("name", "opens"), [("/data/plain.h5", False), ("/data/guessed.h5", True), ("/data/needy.h5", True)]
+    ("name", "opens"), [("/data/plain.h5", False), ("/data/guessed.h5", False), ("/data/needy.h5", True)]
 )
-def test_it_opens_by_itself_where_something_is_guessed_or_missing(
-    qtbot: QtBot, main: MainWindow, name: str, opens: bool
-) -> None:
+def test_it_opens_by_itself_where_something_is_missing(qtbot: QtBot, main: MainWindow, name: str, opens: bool) -> None:
     open_scan(qtbot, main, name)
     assert main.prepare.isVisible() is opens
     if opens:
@@ -192,6 +192,88 @@ def test_what_is_missing_can_be_said_and_the_scan_opened(qtbot: QtBot, main: Mai
     assert steps(window) == (NegativeLog(),)
     window.undo()
     assert window.draft.recipe == Recipe()
+
+
+def test_what_was_guessed_is_told_and_checked_by_a_button(qtbot: QtBot, main: MainWindow) -> None:
+    open_scan(qtbot, main, "/data/plain-2.h5")
+    assert not main.scan.check_button.isVisible()
+    assert main.session.state.notices == ()
+    open_scan(qtbot, main, "/data/guessed-2.h5")
+    assert [notice.severity for notice in main.session.state.notices] == ["info"]
+    assert "guessed-2.h5" in main.session.state.notices[0].text
+    main.prepare.tabs.setCurrentWidget(main.prepare.raw)
+    main.scan.check_button.setFocus()
+    qtbot.keyClick(main.scan.check_button, Qt.Key.Key_Space)
+    assert main.prepare.isVisible()
+    assert main.prepare.tabs.currentWidget() is main.prepare.reading
+    assert "the angles" in main.prepare.warnings.text.text()
+
+
+def test_a_scan_that_cannot_be_opened_shows_nothing_of_another_and_leads_back(
+    qtbot: QtBot, window: PrepareWindow, main: MainWindow, path: str
+) -> None:
+    show_steps(window)
+    until(qtbot, lambda: bool(window.steps.words.text()))
+    open_scan(qtbot, main, "/data/needy-3.h5")
+    assert window.tabs.currentWidget() is window.reading
+    assert "needy-3.h5" in window.windowTitle()
+    for picture in (window.preview, window.centre.picture, window.selection.picture, *window.steps.pictures):
+        assert picture.pixels() is None
+    # what is missing is said once
+    assert not window.preview.problem.isVisible()
+    assert window.steps.words.text() == ""
+    assert window.centre.centre.text() == ""
+    assert not window.centre.line.isVisible()
+    assert window.selection.last["views"].text() == ""
+    # the scan that is open can be chosen again, and the other one too
+    names = [window.scan.itemText(row) for row in range(window.scan.count())]
+    assert names[-1] == "needy-3.h5"
+    for name in (Path(path).name, "needy-3.h5", Path(path).name):
+        window.scan.setFocus()
+        row = names.index(name)
+        window.scan.setCurrentIndex(row)
+        window.scan.activated.emit(row)
+        assert name in window.windowTitle()
+        assert window.scan.currentText() == name
+    until(qtbot, lambda: window.preview.pixels() is not None)
+    assert not window.warnings.isVisible()
+
+
+def test_the_buttons_of_the_main_window_prepare_the_active_scan(
+    qtbot: QtBot, window: PrepareWindow, main: MainWindow, path: str
+) -> None:
+    open_scan(qtbot, main, "/data/needy-4.h5")
+    window.close()
+    button = main.controls.centre_button
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+    assert window.isVisible()
+    assert window.tabs.currentWidget() is window.centre
+    assert Path(path).name in window.windowTitle()
+
+
+def test_a_picture_of_another_scan_that_fails_late_is_not_told(
+    qtbot: QtBot, window: PrepareWindow, main: MainWindow, path: str
+) -> None:
+    seen: list[str] = []
+    failed: list[str] = []
+    main.session.seen.connect(lambda purpose, event, pixels: seen.append(event.path))
+    main.session.look_failed.connect(lambda purpose, event: failed.append(purpose))
+    impossible = Recipe(selection=Selection(bin=64))
+    main.session.look("test", Look(path=path, recipe=impossible, what="image"))
+    main.session.look("test", Look(path="/data/other.h5", recipe=Recipe(), what="image"))
+    until(qtbot, lambda: "/data/other.h5" in seen)
+    assert failed == []
+
+
+def test_what_the_quick_image_waits_for_is_told(qtbot: QtBot, window: PrepareWindow, main: MainWindow) -> None:
+    before = main.session.state
+    job = Job(id=9999, kind="reconstruct", title="TV of bone.h5", phase=JobPhase.RUNNING, started=1.0)
+    main.session._set(change.add_job(before, job))
+    add(window, "Rings")
+    assert window.busy.text() == "Waiting for: TV of bone.h5"
+    main.session._set(before)
+    assert window.busy.text() == "Updating …"
+    until(qtbot, lambda: window.busy.text() == "")
 
 
 def test_every_widget_that_takes_the_keyboard_has_a_name_and_a_tip(window: PrepareWindow) -> None:
@@ -293,6 +375,10 @@ def test_usual_steps_come_back(qtbot: QtBot, window: PrepareWindow) -> None:
     qtbot.keyClick(window.steps.list, Qt.Key.Key_Delete)
     assert steps(window) == ()
     assert "taken as they were read" in window.steps.note.text()
+    for picture in window.steps.pictures:
+        assert picture.pixels() is None
+        assert picture.hint.text() == "No step to show"
+    assert window.steps.words.text() == ""
     qtbot.mouseClick(window.steps.usual_button, Qt.MouseButton.LeftButton)
     assert steps(window) == (NegativeLog(),)
 
@@ -307,7 +393,7 @@ def test_the_data_before_and_after_the_selected_step_are_compared(qtbot: QtBot, 
         return tuple(float(p[1, 1]) if (p := v.pixels()) is not None else -1 for v in page.pictures)
 
     until(qtbot, lambda: values() == (1, 2, 1))
-    assert page.words.text().startswith("16 changed (100.0 %), 0 negative, 0 NaN")
+    until(qtbot, lambda: page.words.text().startswith("16 changed (100.0 %), 0 negative, 0 NaN"))
     assert "not marked" in page.words.text()
     levels = page.change.levels()
     assert levels is not None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 from PySide6.QtCore import QPoint, Qt
-from PySide6.QtWidgets import QComboBox
+from PySide6.QtWidgets import QApplication, QComboBox
 from pytestqt.qtbot import QtBot
 
 from equipoise.session import Session
@@ -95,6 +95,17 @@ def choose(qtbot: QtBot, box: QComboBox, row: int) -> None:
     box.setFocus()
     while box.currentIndex() != row:
         qtbot.keyClick(box, Qt.Key.Key_Down if box.currentIndex() < row else Qt.Key.Key_Up)
+
+
+def test_fields_are_aligned_in_another_font(page: ReadingPage) -> None:
+    page.show_draft(CT, None, CT.recipe)
+    font = page.font()
+    font.setPointSize(2 * font.pointSize())
+    page.setFont(font)
+    QApplication.processEvents()
+    first, second = page.sources["projections"], page.layout_field
+    left = [widget.mapTo(page, widget.rect().topLeft()).x() for widget in (first, second)]
+    assert left[0] == left[1]
 
 
 def test_what_was_matched_is_shown_and_nothing_is_edited_by_showing(page: ReadingPage, edits: list[Recipe]) -> None:

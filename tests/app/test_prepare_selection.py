@@ -283,6 +283,15 @@ def test_the_axis_is_dragged_on_the_picture(qtbot: QtBot, centre: CentrePage, ed
     assert edits[-1].steps == (NegativeLog(),)
 
 
+def test_the_axis_stays_on_the_detector(qtbot: QtBot, centre: CentrePage, edits: list[Recipe]) -> None:
+    centre.centre.setFocus()
+    centre.centre.selectAll()
+    qtbot.keyClicks(centre.centre, "400")
+    qtbot.keyClick(centre.centre, Qt.Key.Key_Return)
+    assert all(0 <= (edit.known.centre_px or 0) <= 63 for edit in edits)
+    assert centre.centre.maximum() == centre.range_last.maximum() == 63
+
+
 def test_the_axis_is_set_in_tenths_and_given_back(qtbot: QtBot, centre: CentrePage, edits: list[Recipe]) -> None:
     centre.centre.setFocus()
     qtbot.keyClick(centre.centre, Qt.Key.Key_Up)
@@ -365,6 +374,9 @@ def test_images_of_several_centres_are_asked_for_one_by_one_and_one_is_taken(
     qtbot.mouseClick(last, Qt.MouseButton.LeftButton)
     assert edits[-1].known.centre_px == 35.25
     assert last.caption.text() == "35.25 px, taken"
+    # that there is none stays said
+    assert centre.gallery.candidates[1].caption.text() == "29.25 px: no image"
+    assert "no image" in centre.gallery.candidates[1].toolTip()
     first = centre.gallery.candidates[0]
     first.setFocus()
     qtbot.keyClick(first, Qt.Key.Key_Return)

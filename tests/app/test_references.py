@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -155,6 +156,29 @@ def test_values_of_another_unit_have_levels_of_their_own(qtbot: QtBot) -> None:
     session.set_active_pane(1)
     view._take_levels(0.0, 100.0)
     assert [pane.levels() for pane in view.panes] == [(0.0, 0.01), (0.0, 100.0)]
+    session.deleteLater()
+
+
+@pytest.mark.parametrize(("reference_mm", "scan_mm"), [(None, 0.2), (0.2, None), (0.5, 0.2)])
+def test_without_a_scale_pictures_are_laid_voxel_on_voxel(
+    qtbot: QtBot, reference_mm: float | None, scan_mm: float | None
+) -> None:
+    def scaled(facts: ResultFacts, size: float | None) -> ResultFacts:
+        voxel = (1.0, size or 1.0, size or 1.0)
+        return msgspec.structs.replace(facts, voxel_mm=voxel, calibrated=size is not None)
+
+    session = Session()
+    state = reduce(opened(), 5, Loaded(facts=scaled(CT_VALUES, reference_mm)), None)
+    state = dataclasses.replace(
+        state, runs=(dataclasses.replace(state.runs[0], result=scaled(FBP, scan_mm)), *state.runs[1:])
+    )
+    one, other = np.ones((64, 64), np.float32), np.ones((64, 48), np.float32)
+    session._set(showing(state, Picture("a", 2, None, 0.0, 0.02, one), Picture("r", 2, None, -900.0, 1200.0, other)))
+    view = CompareView(session)
+    qtbot.addWidget(view)
+    result, reference = (pane.place() for pane in view.panes[:2])
+    ratio = 1.0 if None in (reference_mm, scan_mm) else 0.5 / 0.2
+    assert reference.height() / result.height() == pytest.approx(ratio)
     session.deleteLater()
 
 

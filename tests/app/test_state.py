@@ -320,6 +320,14 @@ def test_cancel_is_shown_until_the_job_ends() -> None:
     assert job.phase is JobPhase.CANCELLED
 
 
+def test_a_failure_names_the_file_once_and_steps_as_people_call_them() -> None:
+    state = change.add_job(State(), Job(id=2, kind="open", title="Open my scan.h5"))
+    state = play(state, (2, Failed(kind="bad-input", message="my scan.h5: the numbers are counts", hint="Add 'log'.")))
+    assert state.notices[-1].text == "Open my scan.h5: the numbers are counts. Add “Negative logarithm”."
+    assert change.sentence("after step 2 (dead-pixels)") == "after step 2 (Dead pixels)"
+    assert change.sentence("Is that so?", "No.") == "Is that so? No."
+
+
 def test_failed_job_tells_what_and_the_way_out() -> None:
     failure = Failed(kind="bad-input", message="a.h5: 3 angles", hint="Give 4.", details="trace")
     state = play(with_job(State(), 2, "open"), (2, failure))

@@ -24,7 +24,7 @@ from PySide6.QtWidgets import (
 )
 
 from equipoise.session import Session
-from equipoise.state import EnginePhase, Job, JobPhase, State, Training, find_job, find_scan
+from equipoise.state import EnginePhase, Job, JobPhase, State, Training, find_job, find_scan, sentence
 from equipoise.view.controls import WEIGHTS_FILTER, ModelChooser
 from equipoise.view.plots import colour_plot, log_plot, positive_points, series_pen, series_symbol
 from equipoise.view.scrolled import scrolled_column
@@ -404,7 +404,7 @@ def _progress(training: Training, job: Job | None) -> str:
         case JobPhase.CANCELLED:
             text += "\nCancelled"
         case _:
-            text += f"\nFailed: {job.message} {job.hint}".rstrip()
+            text += f"\nFailed: {sentence(job.message, job.hint)}"
     return text.strip()
 
 

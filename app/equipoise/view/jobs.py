@@ -20,7 +20,7 @@ from PySide6.QtWidgets import (
 )
 
 from equipoise.session import Session
-from equipoise.state import Job, JobPhase, State, active_jobs
+from equipoise.state import Job, JobPhase, State, active_jobs, sentence
 from equipoise.view.theme import colours
 
 _PHASES = {
@@ -184,8 +184,8 @@ class JobsView(QWidget):
         self._item(row, _TIME).setText(time_text(job, time.monotonic()))
         stage = _STAGES.get(job.stage, job.stage) if job.phase is JobPhase.RUNNING else ""
         message = self._item(row, _MESSAGE)
-        message.setText(f"{job.message} {job.hint}".strip() or stage)
-        message.setToolTip(job.details or f"{job.message} {job.hint}".strip())
+        message.setText(sentence(job.message, job.hint) or stage)
+        message.setToolTip(job.details or sentence(job.message, job.hint))
         bar = self.table.cellWidget(row, _PROGRESS)
         assert isinstance(bar, QProgressBar)
         bar.setAccessibleName(f"Progress of {job.title}")

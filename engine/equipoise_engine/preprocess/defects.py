@@ -8,6 +8,8 @@ from scipy import ndimage
 
 NEIGHBOURHOOD = 5
 """Columns whose median an element is compared with."""
+BESIDE = 7
+"""Columns on either side whose variation an element's is compared with."""
 PROBABLE_ERROR = 0.6745
 """Median size of normally distributed values over their standard deviation."""
 LEAST_SPREAD = 1e-4
@@ -35,6 +37,26 @@ def hot_elements(mean: NDArray[np.float64], above: float) -> NDArray[np.bool_]:
         spread = max(float(noise_of(line)), LEAST_SPREAD * float(np.median(np.abs(line))))
         hot[row, known] = np.abs(line - smooth) > above * spread
     return hot
+
+
+def still_elements(spread: NDArray[np.floating], below: float) -> NDArray[np.bool_]:
+    """Return which elements hardly vary while those on both sides do, bool `(row, column)`.
+
+    An object moves over all elements between two that it moves over; so nothing but a dead element stands still there.
+
+    Parameters
+    ----------
+    spread
+        Standard deviation over the views `(row, column)`; NaN where there is none.
+    below
+        Share of what those on either side vary by, below which one is still.
+    """
+    known = np.nan_to_num(spread, nan=0.0)
+    # beyond the ends the last element goes on, which never varies less than itself
+    longer = np.pad(known, ((0, 0), (BESIDE, BESIDE)), mode="edge")
+    typical = np.median(np.lib.stride_tricks.sliding_window_view(longer, BESIDE, axis=1), axis=-1)
+    before, behind = typical[:, : known.shape[1]], typical[:, BESIDE + 1 :]
+    return np.asarray(known < below * np.minimum(before, behind))
 
 
 def noise_of(values: NDArray[np.floating]) -> NDArray[np.floating]:

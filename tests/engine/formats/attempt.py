@@ -16,7 +16,7 @@ import numpy as np
 from equipoise_engine.acquisition import CtAcquisition
 from equipoise_engine.errors import EquipoiseError
 from equipoise_engine.formats import read
-from equipoise_engine.formats.reference import is_reference, read_reference
+from equipoise_engine.formats.references.reference import is_reference, read_reference
 from equipoise_engine.progress import unwatched
 
 MEMORY_BYTES = 12 << 30

@@ -16,7 +16,7 @@ from mrcfile import dtypes
 from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput, EquipoiseError, Incomplete, Unsupported
 from equipoise_engine.formats import read
-from equipoise_engine.formats.reference import is_reference, read_reference
+from equipoise_engine.formats.references.reference import is_reference, read_reference
 from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.progress import unwatched
 from equipoise_engine.recipe import AngleRange, Known, Role

@@ -14,7 +14,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from equipoise_engine.errors import BadInput, OutOfMemory, Unsupported
 from equipoise_engine.formats import hdf5
-from equipoise_engine.formats.reference import is_reference, read_reference
+from equipoise_engine.formats.references.reference import is_reference, read_reference
 from equipoise_engine.progress import unwatched
 from equipoise_engine.volume import Volume
 

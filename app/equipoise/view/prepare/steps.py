@@ -216,7 +216,9 @@ class StepsPage(Page):
         layout.addWidget(splitter)
         self._waiting = QTimer(self, singleShot=True, interval=WAIT_MS)
         self._waiting.timeout.connect(self._ask)
-        # a turn of the event loop of their own: large pictures take a moment
+        # turns of the event loop of their own: large pictures take a moment
+        self._comparing = QTimer(self, singleShot=True, interval=0)
+        self._comparing.timeout.connect(self._compare)
         self._marking = QTimer(self, singleShot=True, interval=0)
         self._marking.timeout.connect(self._show_marks)
         self._draw_icons()
@@ -272,7 +274,7 @@ class StepsPage(Page):
             self._before = _Shown(wish, pixels, unit, seen.caption)
         else:
             self._after = _Shown(wish, pixels, unit, seen.caption)
-        self._compare()
+        self._comparing.start()
 
     def show_failure(self, purpose: str, failed: Failed) -> None:
         """Say why a picture could not be made."""
@@ -362,6 +364,7 @@ class StepsPage(Page):
         if seen.what == self.what.currentData() and self.index.number.maximum() != seen.count - 1:
             self.index.set_count(seen.count)
 
+    @Slot()
     def _compare(self) -> None:
         before, after = self._before, self._after
         if before is None or after is None or self._wished != (before.wish, after.wish):

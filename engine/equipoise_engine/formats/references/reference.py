@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from equipoise_engine.errors import BadInput, Unsupported
-from equipoise_engine.formats.dicom_header import is_dicom_image, is_dicom_series
 from equipoise_engine.formats.hdf5 import is_hdf5
 from equipoise_engine.formats.mat_variables import is_matlab
-from equipoise_engine.formats.reference_arrays import (
+from equipoise_engine.formats.references.array_files import (
     is_numpy_array,
     is_result,
     read_hdf5_images,
@@ -19,9 +18,10 @@ from equipoise_engine.formats.reference_arrays import (
     read_numpy_images,
     read_tiff,
 )
-from equipoise_engine.formats.reference_dicom import read_dicom
-from equipoise_engine.formats.reference_nifti import is_nifti, read_nifti
-from equipoise_engine.formats.reference_nrrd import is_nrrd, read_nrrd
+from equipoise_engine.formats.references.dicom_header import is_dicom_image, is_dicom_series
+from equipoise_engine.formats.references.dicom_series import read_dicom
+from equipoise_engine.formats.references.nifti_file import is_nifti, read_nifti
+from equipoise_engine.formats.references.nrrd_file import is_nrrd, read_nrrd
 from equipoise_engine.formats.stacks.mrc import is_mrc, is_mrc_volume, read_mrc_volume
 from equipoise_engine.formats.stacks.tiffstack import is_tiff
 from equipoise_engine.progress import Watch

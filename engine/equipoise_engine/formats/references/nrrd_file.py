@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
-from equipoise_engine.formats.upright import LPS_OF_RAS, upright, usable
+from equipoise_engine.formats.references.upright import LPS_OF_RAS, upright, usable
 from equipoise_engine.volume import Volume
 
 START = b"NRRD000"
@@ -149,8 +149,8 @@ def _fields(path: Path) -> tuple[dict[str, Any], int]:
     text = start[: found.start()] if found else start
     if not found and (len(start) == MAX_HEADER_BYTES or b"data file" not in text.replace(b"datafile", b"data file")):
         raise BadInput(f"{path.name}: the header of the NRRD file does not end", "Copy or download it again.")
-    magic, *rest = text.decode("utf-8", "replace").splitlines()
-    lines, sizes = [magic], ""
+    first, *rest = text.decode("utf-8", "replace").splitlines()
+    lines, sizes = [first[: len(START) + 1]], ""
     for line in rest:
         name, colon, value = line.partition(":")
         known = _FIELDS.get(name.strip().lower())
@@ -173,8 +173,10 @@ def _fields(path: Path) -> tuple[dict[str, Any], int]:
     try:
         fields = dict(nrrd.read_header(lines))
     except (NRRDError, ValueError, IndexError, OverflowError) as error:
+        # without what it says: it quotes the header, in which damage may join a name to a number
         raise BadInput(
-            f"{path.name}: the header of the NRRD file is damaged ({str(error)[:80]})", "Copy or download it again."
+            f"{path.name}: the header of the NRRD file is damaged, or of a version after 5",
+            "Copy or download it again, or export it as version 5.",
         ) from error
     return fields, found.end() if found else len(start)
 
@@ -191,10 +193,12 @@ def _kind(fields: dict[str, Any], path: Path) -> np.dtype[Any]:
     }
     try:
         kind: np.dtype[Any] = nrrd.read_data(one, io.BytesIO(bytes(16))).dtype
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         raise Unsupported(f"{path.name}: values of NRRD type {said[:40]!r} are not read; numbers are") from error
-    except (NRRDError, ValueError) as error:
-        raise Unsupported(f"{path.name}: NRRD values are not read ({str(error)[:80]})", "Export it again.") from error
+    except NRRDError as error:
+        raise BadInput(
+            f"{path.name}: the NRRD header gives an order of bytes other than big and little", "Export it again."
+        ) from error
     return kind
 
 

@@ -27,8 +27,8 @@ from pydicom.uid import (
 )
 
 from equipoise_engine.errors import BadInput, Unsupported
-from equipoise_engine.formats.dicom_header import DicomFile, Frame, first_of, reading, value_of, whole_of
 from equipoise_engine.formats.hdf5 import check_memory
+from equipoise_engine.formats.references.dicom_header import DicomFile, Frame, first_of, reading, value_of, whole_of
 from equipoise_engine.progress import Progress, Watch
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")

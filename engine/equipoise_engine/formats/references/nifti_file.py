@@ -3,6 +3,8 @@
 Volumes are turned as `upright` has it, by the directions that the file gives. Where it gives none, the first axis runs
 to the left, the second to the front and the third to the head, as in the older format that NIfTI continues.
 
+The header and the values are read by nibabel, of which nothing looks for what may follow the header.
+
 Sources: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h and .../nifti2/nifti2.h.
 """
 
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
-from equipoise_engine.formats.upright import LPS_OF_RAS, upright, usable
+from equipoise_engine.formats.references.upright import LPS_OF_RAS, upright, usable
 from equipoise_engine.volume import Volume
 
 _GZIP = b"\x1f\x8b"

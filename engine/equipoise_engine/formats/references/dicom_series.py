@@ -18,7 +18,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from equipoise_engine.errors import BadInput, Unsupported
-from equipoise_engine.formats.dicom_header import (
+from equipoise_engine.formats.references.dicom_header import (
     DicomFile,
     Frame,
     frames_of,
@@ -29,7 +29,7 @@ from equipoise_engine.formats.dicom_header import (
     value_of,
     whole_of,
 )
-from equipoise_engine.formats.dicom_pixels import values_of
+from equipoise_engine.formats.references.dicom_pixels import values_of
 from equipoise_engine.formats.stacks.series import natural
 from equipoise_engine.progress import Progress, Watch
 from equipoise_engine.volume import Volume

@@ -1,0 +1,1 @@
+"""Image volumes to compare with."""

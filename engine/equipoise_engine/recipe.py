@@ -123,7 +123,8 @@ class _Step(_Part, frozen=True, tag_field="step"):
 class FlatField(_Step, frozen=True, tag="flat-field"):
     """From counts to transmission: (counts - dark) / (open beam - dark).
 
-    Without open-beam frames the brightest pixels of each slice are the open beam.
+    Without open-beam frames the brightest pixels of each slice are the open beam. Views in which the beam was off are
+    made up from those before and after.
     """
 
     average: Annotated[
@@ -136,7 +137,7 @@ class FlatField(_Step, frozen=True, tag="flat-field"):
 
 
 class DeadPixels(_Step, frozen=True, tag="dead-pixels"):
-    """Detector elements that see nothing, or much too much, are made up from their neighbours.
+    """Detector elements that see nothing, much too much, or always the same are made up from their neighbours.
 
     Values that are not finite are made up as well, here or later.
     """
@@ -155,6 +156,16 @@ class DeadPixels(_Step, frozen=True, tag="dead-pixels"):
             " hot; 0 looks for none.",
         ),
     ] = 0.0
+    still_below: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            title="Still below",
+            description="Share of what its neighbours on both sides vary by over the views, below which one is dead; 0"
+            " looks for none.",
+        ),
+    ] = 0.05
 
 
 class Zingers(_Step, frozen=True, tag="zingers"):

@@ -74,10 +74,13 @@ class Prepared:
         Line integrals of attenuation `(slice, view, column)`, float32, without unit.
     changes
         What was changed by each step that repairs, also where nothing was.
+    unlit
+        Number of views without beam, which were made up.
     """
 
     sinograms: NDArray[np.float32]
     changes: tuple[Change, ...]
+    unlit: int = 0
 
     @property
     def repaired_pixels(self) -> int:
@@ -124,6 +127,7 @@ def prepare(scan: CtAcquisition, rows: slice) -> Prepared:
     chain.finish(values, rising)
     changes = [Change("", "values that are not finite, made up from their neighbours", chain.single)]
     said: dict[type[CtStep], tuple[str, int]] = {
+        FlatField: ("views without beam, made up from those before and after", chain.unlit),
         DeadPixels: ("detector elements, made up from their neighbours", chain.elements),
         Zingers: ("specks, replaced by the median around them", chain.specks),
         NegativeLog: ("values below the smallest transmission", chain.clipped),
@@ -132,7 +136,7 @@ def prepare(scan: CtAcquisition, rows: slice) -> Prepared:
     if not any(isinstance(step, DeadPixels) for step in steps):
         changes.append(Change("", *said[DeadPixels]))
     changes += [Change(name_of(step), *said[type(step)]) for step in steps if type(step) in said]
-    return Prepared(values if stride > 0 else values[::-1].copy(), tuple(dict.fromkeys(changes)))
+    return Prepared(values if stride > 0 else values[::-1].copy(), tuple(dict.fromkeys(changes)), chain.unlit)
 
 
 def stages(

@@ -20,8 +20,18 @@ from equipoise_engine.preprocess.defects import (
     fill_within_views,
     hot_elements,
     rows_with_holes,
+    still_elements,
 )
-from equipoise_engine.preprocess.flat_field import OpenBeam, brightest, open_beam, runs, taken
+from equipoise_engine.preprocess.flat_field import (
+    OpenBeam,
+    brightest,
+    is_low,
+    level_of,
+    open_beam,
+    runs,
+    taken,
+    without_beam,
+)
 from equipoise_engine.preprocess.intensity import negative_log, polynomial, scaled_to_air
 from equipoise_engine.preprocess.phase import smoothing
 from equipoise_engine.preprocess.rings import without_rings
@@ -48,6 +58,10 @@ BLOCK_BYTES = 1 << 27
 """What is worked on at a time where rows beside the wanted ones are needed."""
 LEAST_MONITOR = 1e-6
 """Smallest reading of the beam monitor that can be divided by."""
+SAMPLED_VIEWS = 24
+"""Views that tell how much an element varies, and how much beam there usually is; spread over the scan."""
+FEWEST_VIEWS = 8
+"""Fewest views that tell that."""
 CHANGED = 0.01
 """Change of a value, as a share of the spread of its sinogram, from which it counts as changed."""
 
@@ -81,6 +95,9 @@ class Chain:
         self._counted[counted] = True
         self._beams: dict[bytes, OpenBeam] = {}
         self._hot: dict[bytes, NDArray[np.bool_]] = {}
+        self._still: dict[bytes, NDArray[np.bool_]] = {}
+        self._usual: dict[bytes, NDArray[np.float64]] = {}
+        self._unlit = np.zeros(scan.shape[:2], dtype=np.bool_)
         self._faulty: dict[int, NDArray[np.bool_]] = {}
         self._missing = 0
         self.single = 0
@@ -96,6 +113,11 @@ class Chain:
     def elements(self) -> int:
         """Detector elements that were made up."""
         return sum(int(np.count_nonzero(mask)) for mask in self._faulty.values())
+
+    @property
+    def unlit(self) -> int:
+        """Views without beam that were made up."""
+        return int(np.count_nonzero(self._unlit.any(axis=1)))
 
     def block(self, rows: _Rows, views: range, stage: int, counted: range) -> _Values:
         """Return values after the first `stage` steps `(row, view, column)`, float32; what is missing is NaN.
@@ -168,7 +190,7 @@ class Chain:
             holes = np.isnan(values[row])
             lost = self._fill(values[row], holes, int(rows[row]), views, views)
             if self._counted[rows[row]]:
-                self.single += int(np.count_nonzero(lost)) * values.shape[2]
+                self.single += int(np.count_nonzero(lost & ~self._unlit[:, rows[row]])) * values.shape[2]
             fill_between_views(values[row], lost)
         if self.single > MAX_BAD_SHARE * values.size:
             raise BadInput(
@@ -207,9 +229,8 @@ class Chain:
         values = self.block(rows, views, stage - 1, counted)
         beam = self._beam(rows, values if views == self._all_views else None)
         self._remember(rows, beam.unseen)
-        dark = np.where(beam.unseen, 0.0, beam.dark).astype(np.float32)
-        values -= dark[:, None, :]
-        values /= beam.signal.astype(np.float32)[:, None, :]
+        self._divide(values, beam)
+        unlit = self._without_beam(rows, views, stage, values)
         if step.monitor and self._scan.monitor is not None:
             monitor = self._scan.monitor[views.start : views.stop]
             wrong = np.flatnonzero(~(np.isfinite(monitor) & (monitor > LEAST_MONITOR)))
@@ -220,7 +241,47 @@ class Chain:
                     "Leave the monitor out of the step 'flat-field', or leave out this view.",
                 )
             values /= monitor.astype(np.float32)[None, :, None]
+        if unlit is not None:
+            values[unlit] = np.nan
+            known, seen = self._counted_among(rows, views, counted)
+            self._unlit[np.ix_(seen + views.start, rows[known])] = unlit[np.ix_(known, seen)].T
         return values
+
+    @staticmethod
+    def _divide(values: _Values, beam: OpenBeam) -> None:
+        dark = np.where(beam.unseen, 0.0, beam.dark).astype(np.float32)
+        values -= dark[:, None, :]
+        values /= beam.signal.astype(np.float32)[:, None, :]
+
+    def _without_beam(self, rows: _Rows, views: range, stage: int, values: _Values) -> NDArray[np.bool_] | None:
+        """Return which views have no beam `(row, view)`, of transmission `(row, view, column)`; None for none."""
+        total = self._scan.shape[0]
+        if total < FEWEST_VIEWS:
+            return None
+        own, key = level_of(values), rows.tobytes()
+
+        def level(view: int) -> NDArray[np.float64]:
+            if view in views:
+                return own[:, view - views.start]
+            stored = self.block(rows, range(view, view + 1), stage - 1, range(0))
+            self._divide(stored, self._beam(rows, None))
+            return level_of(stored)[:, 0]
+
+        if key not in self._usual:
+            self._usual[key] = np.median([level(view) for view in self._sampled_views], axis=0)
+        usual = self._usual[key]
+        if not is_low(own, usual).any():
+            return None
+        # the views before and after tell whether the beam was off or the object grew dark
+        first, last, levels = views.start, views.stop, own
+        while first > 0 and is_low(levels[:, :1], usual).any():
+            first -= 1
+            levels = np.concatenate([level(first)[:, None], levels], axis=1)
+        while last < total and is_low(levels[:, -1:], usual).any():
+            levels = np.concatenate([levels, level(last)[:, None]], axis=1)
+            last += 1
+        found = without_beam(levels, usual)[:, views.start - first :][:, : len(views)]
+        return found if found.any() else None
 
     def _dead_pixels(self, step: DeadPixels, rows: _Rows, views: range, stage: int, counted: range) -> _Values:
         values = self.block(rows, views, stage - 1, counted)
@@ -233,6 +294,13 @@ class Chain:
                 whole = values if views == self._all_views else None
                 self._hot[key] = hot_elements(self._mean_over_views(rows, stage - 1, whole), step.hot_above)
             faulty |= self._hot[key]
+        if step.still_below > 0 and self._scan.shape[0] >= FEWEST_VIEWS:
+            key = rows.tobytes()
+            if key not in self._still:
+                whole = values if views == self._all_views else None
+                spread = self._spread_over_views(rows, stage - 1, whole)
+                self._still[key] = still_elements(spread, step.still_below)
+            faulty |= self._still[key]
         self._remember(rows, faulty)
         for row in np.flatnonzero(faulty.any(axis=1)):
             values[row][:, faulty[row]] = np.nan
@@ -339,6 +407,11 @@ class Chain:
     def _all_views(self) -> range:
         return range(self._scan.shape[0])
 
+    @property
+    def _sampled_views(self) -> NDArray[np.intp]:
+        views = self._scan.shape[0]
+        return np.unique(np.linspace(0, views - 1, min(views, SAMPLED_VIEWS)).round().astype(np.intp))
+
     def _counted_among(self, rows: _Rows, views: range, counted: range) -> tuple[_Rows, _Rows]:
         """Return the places of counted rows and counted views among those of a block."""
         first, last = max(counted.start, views.start), min(counted.stop, views.stop)
@@ -389,6 +462,24 @@ class Chain:
             total += np.where(good, values, 0).sum(axis=1, dtype=np.float64)
             number += good.sum(axis=1)
         return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+    def _spread_over_views(self, rows: _Rows, stage: int, whole: _Values | None) -> NDArray[np.float64]:
+        """Return the standard deviation of elements over some views `(row, column)`, as the detector gave them."""
+        number, mean, squares = np.zeros((3, rows.size, self._scan.shape[2]))
+        divided = any(isinstance(step, FlatField) and step.monitor for step in self._steps[:stage])
+        through = self._states[stage] is DataState.TRANSMISSION
+        for view in self._sampled_views:
+            values = self.block(rows, range(view, view + 1), stage, range(0)) if whole is None else whole[:, [view]]
+            now = values[:, 0].astype(np.float64)
+            if divided and through and self._scan.monitor is not None:
+                # what stands still was divided by what does not
+                now *= self._scan.monitor[view]
+            good = ~np.isnan(now)
+            number += good
+            away = np.where(good, now - mean, 0.0)
+            mean += away / np.maximum(number, 1)
+            squares += away * np.where(good, now - mean, 0.0)
+        return np.sqrt(squares / np.maximum(number, 1))
 
     def _remember(self, rows: _Rows, faulty: NDArray[np.bool_]) -> None:
         """Keep which elements of counted rows are made up."""

@@ -15,6 +15,11 @@ from equipoise_engine.errors import BadInput
 LEAST_SHARE = 1e-6
 """An element whose open-beam signal is below this share of its row's median cannot be divided by."""
 
+UNLIT = 0.02
+"""Share of the usual level below which a view may have no beam."""
+ABRUPT = 20.0
+"""How many times as bright as such views those right before and after are."""
+
 
 @dataclass(frozen=True)
 class OpenBeam:
@@ -96,6 +101,53 @@ def brightest(values: NDArray[np.float32]) -> NDArray[np.float64]:
     finite = np.where(np.isfinite(values), values, -np.inf).reshape(values.shape[0], -1)
     place = -max(finite.shape[1] // 100, 1)
     return np.partition(finite, place, axis=1)[:, place].astype(np.float64)
+
+
+def level_of(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return how bright views are `(row, view)`, float64, of transmission `(row, view, column)`.
+
+    It is the mean over the columns, of which the median of each three next to each other is taken: single elements that
+    measure wrongly do not matter, and an object that turns changes it little by little.
+    """
+    columns = values.shape[2]
+    if columns < 3:
+        return np.nan_to_num(values.mean(axis=2, dtype=np.float64), nan=0.0)
+    first, second, third = (values[:, :, n : columns - columns % 3 : 3] for n in range(3))
+    low, high = np.fmin(first, second), np.fmax(first, second)
+    middle = np.fmax(low, np.fmin(high, third))
+    good = ~np.isnan(middle)
+    if good.all():
+        return middle.mean(axis=2, dtype=np.float64)
+    total = np.where(good, middle, 0).sum(axis=2, dtype=np.float64)
+    return np.asarray(total / np.maximum(good.sum(axis=2), 1))
+
+
+def is_low(levels: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which views may have no beam `(row, view)`, after their levels, and the usual ones `(row,)`."""
+    return levels < UNLIT * np.maximum(usual, 0.0)[:, None]
+
+
+def without_beam(levels: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return in which views the beam was off `(row, view)`, bool.
+
+    There hardly anything is left of the usual level, and the views right before and after are far brighter: where an
+    object hides all of the beam, it grows dark little by little.
+
+    Parameters
+    ----------
+    levels
+        As `level_of`, `(row, view)`.
+    usual
+        Median over views of the whole scan `(row,)`.
+    """
+    low = is_low(levels, usual)
+    for row in np.flatnonzero(low.any(axis=1)):
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], low[row], [False]]).astype(np.int8)))
+        for first, last in edges.reshape(-1, 2):
+            beside = [levels[row, n] for n in (first - 1, last) if 0 <= n < levels.shape[1]]
+            if not beside or min(beside) < ABRUPT * float(levels[row, first:last].max()):
+                low[row, first:last] = False
+    return low
 
 
 def taken(samples: Samples, frames: range, rows: NDArray[np.intp]) -> NDArray[Any]:

@@ -80,6 +80,8 @@ class CtAcquisition:
         How it was read, cut and is to be prepared; complete once the scan is open.
     full_shape
         As `shape`, of all that the files hold; empty until the scan is open.
+    rows_together
+        How many detector rows of the files were put together to one.
     """
 
     path: Path
@@ -96,6 +98,7 @@ class CtAcquisition:
     sources: tuple[Source, ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
     full_shape: tuple[int, ...] = ()
+    rows_together: int = 1
 
     def __post_init__(self) -> None:
         views, angles = self.projections.shape[0], self.geometry.angle_rad.shape[0]

@@ -50,6 +50,12 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     known.add_argument("--pixel", type=finite, metavar="MM", help="side of a detector element of a parallel beam")
     known.add_argument("--matrix", type=_matrix, metavar="ROWSxCOLUMNS", help="size of images along a trajectory (MRI)")
     known.add_argument("--layout", choices=("projections", "sinograms"), help="what one image of a stack is (CT)")
+    known.add_argument(
+        "--transposed",
+        action="store_true",
+        default=None,
+        help="rows and columns of every image are swapped: the detector lay on its side, or columns are views (CT)",
+    )
     known.add_argument("--state", choices=("counts", "transmission", "attenuation"), help="what the numbers mean (CT)")
     known.add_argument("--keep-oversampling", action="store_true", default=None, help="leave the readout wide (MRI)")
     known.add_argument(
@@ -102,6 +108,7 @@ def told_recipe(arguments: argparse.Namespace) -> Recipe:
         "pixel_mm": arguments.pixel,
         "matrix": arguments.matrix,
         "layout": arguments.layout,
+        "transposed": arguments.transposed,
         "state": arguments.state,
         "keep_oversampling": arguments.keep_oversampling,
         "roles": (*recipe.known.roles, *arguments.role) if arguments.role else None,

@@ -38,7 +38,7 @@ from equipoise_engine.operators import norms
 from equipoise_engine.planning import BATCH
 from equipoise_engine.preprocess.centre import estimates
 from equipoise_engine.preprocess.centre.tilt import tilt_of
-from equipoise_engine.preprocess.selection import file_column, row_step, selected_column
+from equipoise_engine.preprocess.selection import file_column, rows_apart, selected_column
 from equipoise_engine.progress import Cancelled, Progress, Watch
 from equipoise_engine.volume import Iterates, Store, Volume
 from equipoise_engine.weights import Checkpoint, read_checkpoint, write_checkpoint
@@ -553,8 +553,7 @@ def voxel_size(scan: Acquisition, shape: tuple[int, ...]) -> tuple[float, float,
             pixel = scan.geometry.image_pixel_mm
             if isinstance(scan.geometry, ConeBeam):
                 return (pixel,) * 3
-            rows = int((scan.full_shape or scan.shape)[1])
-            return row_step(scan.recipe.selection, rows) * pixel, pixel, pixel
+            return rows_apart(scan) * pixel, pixel, pixel
         case MriAcquisition():
             high, wide = scan.geometry.field_of_view_mm
             return scan.geometry.slice_mm, high / shape[0], wide / shape[1]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from equipoise_engine import protocol
 from equipoise_engine.acquisition import Acquisition, CtAcquisition, MriAcquisition
 from equipoise_engine.errors import BadInput
-from equipoise_engine.geometry import ConeBeam
+from equipoise_engine.geometry import Cartesian, ConeBeam
 from equipoise_engine.measured import coil_picture, kspace_stage, sampling_picture
 from equipoise_engine.methods import methods_for, run, with_defaults
 from equipoise_engine.preprocess.attenuation import stages
@@ -104,7 +104,7 @@ def _of_mri(scan: MriAcquisition, what: str, index: int, coil: int, stage: int |
             return Picture(sampling_picture(scan), "where k-space was sampled (ky, kx)", 1)
         case "kspace" | "phase":
             samples = kspace_stage(scan, index, coil, stage)
-            axes = "(ky, kx)" if samples.shape == scan.shape[2:] else "(readout, sample)"
+            axes = "(ky, kx)" if isinstance(scan.geometry, Cartesian) else "(readout, sample)"
             if what == "phase":
                 angle = np.where(samples == 0, np.nan, np.angle(samples)).astype(np.float32)
                 return Picture(angle, f"phase of {where} {axes}, radians", slices)

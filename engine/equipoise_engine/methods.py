@@ -149,9 +149,7 @@ def with_defaults(settings: ReconstructSettings, scan: Acquisition) -> tuple[Met
     """
     suiting = methods_for(scan)
     if settings.method not in suiting:
-        raise BadInput(
-            f"method {settings.method!r} is not one for {_kind(scan)}", f"Choose one of {', '.join(suiting)}."
-        )
+        raise BadInput(_unsuited(settings.method, scan), f"Choose one of {', '.join(suiting)}.")
     method = METHODS[settings.method]
     for name, value in (
         ("iterations", settings.iterations),
@@ -185,6 +183,16 @@ def _kind(scan: Acquisition) -> str:
             return "a cone-beam CT scan" if isinstance(scan.geometry, ConeBeam) else "a CT scan"
         case MriAcquisition():
             return "an MRI scan" if isinstance(scan.geometry, Cartesian) else "a non-Cartesian MRI scan"
+
+
+def _unsuited(method: str, scan: Acquisition) -> str:
+    """Say why a method does not suit a scan."""
+    if isinstance(scan, MriAcquisition) and isinstance(scan.geometry, Cartesian) and method in MRI_METHODS:
+        # of these, `methods_for` leaves out only what this scan lacks
+        if method == "grappa":
+            return f"{method} needs several coils; this scan has one"
+        return f"{method} needs partial Fourier sampling; no side of this scan's k-space was left out"
+    return f"method {method!r} is not one for {_kind(scan)}"
 
 
 def _check_choices(settings: ReconstructSettings, scan: Acquisition, method: Method) -> None:

@@ -16,7 +16,7 @@ from equipoise_engine.errors import BadInput
 from equipoise_engine.formats import read
 from equipoise_engine.formats.known import told
 from equipoise_engine.measured import is_truncated
-from equipoise_engine.preprocess.attenuation import attenuation, check_steps, default_steps
+from equipoise_engine.preprocess.attenuation import Prepared, check_steps, default_steps, prepare
 from equipoise_engine.preprocess.centre import find_centre
 from equipoise_engine.preprocess.centre.vote import LOW
 from equipoise_engine.preprocess.kspace_steps import check_kspace_steps, default_kspace_steps
@@ -30,7 +30,9 @@ _Key = TypeVar("_Key")
 KEPT = 4
 """Scans that are kept open for looking at, with their recipes."""
 JUDGED_ROWS = 5
-"""Detector rows that tell whether an object reaches beyond the detector."""
+"""Detector rows that tell whether an object reaches beyond the detector, and how much of a scan had to be made up."""
+MUCH = 0.01
+"""Share of elements or values from which it is said that they were made up."""
 
 
 def open_scan(path: Path, recipe: Recipe, watch: Watch, change: Change | None = None) -> Acquisition:
@@ -72,12 +74,36 @@ def settled(whole: Acquisition, recipe: Recipe, watch: Watch, change: Change | N
     centre = file_column(recipe.selection, scan.geometry.centre_px)
     known = msgspec.structs.replace(recipe.known, centre_px=centre)
     chosen = np.unique(np.linspace(0, scan.shape[1] - 1, JUDGED_ROWS).round().astype(int))
-    sample = np.concatenate([attenuation(scan, slice(row, row + 1)) for row in chosen])
+    prepared = [prepare(scan, slice(row, row + 1)) for row in chosen]
+    sample = np.concatenate([one.sinograms for one in prepared])
     return replace(
         scan,
+        warnings=(*scan.warnings, *_repairs(prepared)),
         geometry=replace(scan.geometry, truncated=is_truncated(sample, scan.geometry)),
         recipe=msgspec.structs.replace(scan.recipe, known=known),
     )
+
+
+def _repairs(prepared: list[Prepared]) -> tuple[str, ...]:
+    """Return sentences for the user about what had to be made up of some rows, where it is much."""
+    views, columns = prepared[0].sinograms.shape[1:]
+    said = []
+    unlit = max(one.unlit for one in prepared)
+    if unlit:
+        said.append(f"The beam was off in {unlit} of {views} views, which were made up from those before and after.")
+    looked = f"in {len(prepared)} detector rows that were looked at" if len(prepared) > 1 else "in the detector row"
+    elements = sum(one.elements for one in prepared) / (len(prepared) * columns)
+    if elements > MUCH:
+        said.append(
+            f"{100 * elements:.1f} % of the detector elements {looked} are dead and were made up from their neighbours."
+        )
+    clipped = sum(one.clipped for one in prepared) / (len(prepared) * views * columns)
+    if clipped > MUCH:
+        said.append(
+            f"{100 * clipped:.1f} % of the values {looked} transmit nothing that can be told from noise, and were"
+            " raised to the smallest transmission. Check the open-beam and dark frames if the object is no metal."
+        )
+    return tuple(said)
 
 
 def _centred(scan: CtAcquisition) -> CtAcquisition:

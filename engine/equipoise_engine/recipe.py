@@ -73,6 +73,9 @@ class Known(_Part, frozen=True):
     roles: tuple[Role, ...] = ()
     layout: Literal["", "projections", "sinograms"] = ""
     """What one image of a stack is: a projection `(row, column)` or a sinogram `(view, column)`."""
+    transposed: bool = False
+    """Rows and columns of every image are swapped, as of a detector that lies on its side, or of a sinogram whose
+    columns are views."""
     state: Literal["", "counts", "transmission", "attenuation"] = ""
     """What the numbers mean."""
     angles: AngleRange | None = None
@@ -211,7 +214,11 @@ class AirNormalisation(_Step, frozen=True, tag="air"):
 
 
 class Tilt(_Step, frozen=True, tag="tilt"):
-    """Projections are turned about the middle of the detector, to make the rotation axis parallel to its columns."""
+    """Projections are turned to make the rotation axis parallel to the detector's columns.
+
+    They are turned about the middle of the whole detector, also where a part of it is taken; what is cut away cannot
+    be turned into view.
+    """
 
     angle_deg: Annotated[
         float,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ from PySide6.QtWidgets import (
     QCheckBox,
     QComboBox,
     QFileDialog,
+    QLabel,
     QLineEdit,
     QSlider,
+    QTabBar,
     QWidget,
 )
 from pytestqt.qtbot import QtBot
@@ -222,7 +225,7 @@ def test_a_scan_that_cannot_be_opened_shows_nothing_of_another_and_leads_back(
     # what is missing is said once
     assert not window.preview.problem.isVisible()
     assert window.steps.words.text() == ""
-    assert window.centre.centre.text() == ""
+    assert window.centre.centre.cleanText() == ""
     assert not window.centre.line.isVisible()
     assert window.selection.last["views"].text() == ""
     # the scan that is open can be chosen again, and the other one too
@@ -278,7 +281,7 @@ def test_what_the_quick_image_waits_for_is_told(qtbot: QtBot, window: PrepareWin
 
 def test_every_widget_that_takes_the_keyboard_has_a_name_and_a_tip(window: PrepareWindow) -> None:
     kinds = (QAbstractButton, QAbstractSpinBox, QComboBox, QSlider, QLineEdit)
-    for page in (window.steps, window.raw):
+    for page in window.pages:
         window.tabs.setCurrentWidget(page)
         QApplication.processEvents()
         for widget in page.findChildren(QWidget):
@@ -288,6 +291,21 @@ def test_every_widget_that_takes_the_keyboard_has_a_name_and_a_tip(window: Prepa
             if widget.focusPolicy() & Qt.FocusPolicy.TabFocus:
                 assert widget.accessibleName() or getattr(widget, "text", str)(), widget
                 assert widget.toolTip(), widget
+
+
+def test_no_two_things_that_are_seen_share_a_key(window: PrepareWindow) -> None:
+    for page in window.pages:
+        window.tabs.setCurrentWidget(page)
+        QApplication.processEvents()
+        texts = [
+            widget.text()
+            for widget in window.findChildren(QWidget)
+            if isinstance(widget, QAbstractButton | QLabel) and widget.isVisible() and "&nbsp;" not in widget.text()
+        ]
+        bars = [bar for bar in window.findChildren(QTabBar) if bar.isVisible()]
+        texts += [bar.tabText(number) for bar in bars for number in range(bar.count()) if bar.isTabVisible(number)]
+        keys = [key.lower() for text in texts for key in re.findall(r"&(\w)", text)]
+        assert len(keys) == len(set(keys)), (page.title, sorted(keys))
 
 
 # --- the steps -----------------------------------------------------------------------------------------------

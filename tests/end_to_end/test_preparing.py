@@ -37,7 +37,7 @@ def test_a_scan_is_prepared_and_its_recipe_applied(qtbot: QtBot, lasting_window:
     assert before.max() > 1000
     assert 0.9 < after.max() < 1.1
     np.testing.assert_allclose(after, before / 1e4, rtol=1e-3)
-    assert page.words.text().startswith("256 changed (100.0 %), 0 negative, 0 NaN")
+    until(qtbot, lambda: page.words.text().startswith("256 changed (100.0 %), 0 negative, 0 NaN"))
 
     # what the user types shows at once, and a value that cannot be is told without a notice
     draft = window.draft

@@ -152,7 +152,9 @@ def test_defaults_depend_on_the_scan_and_the_subsets() -> None:
         ("ct", {"method": "fbp", "coil_maps": "walsh"}, r"CT scan has no coil maps 'walsh'"),
         ("cone", {"method": "fbp"}, r"'fbp' is not one for a cone-beam CT scan"),
         ("radial", {"method": "grappa"}, r"'grappa' is not one for a non-Cartesian MRI scan"),
-        ("mri", {"method": "homodyne"}, r"'homodyne' is not one for an MRI scan"),
+        ("mri", {"method": "fbp"}, r"'fbp' is not one for an MRI scan"),
+        ("mri", {"method": "homodyne"}, r"homodyne needs partial Fourier sampling; no side of this scan's"),
+        ("mri", {"method": "pocs"}, r"pocs needs partial Fourier sampling"),
         ("mri", {"method": "deq", "coil_maps": "espirit-2"}, r"one set of coil maps, not two"),
         ("ct", {"method": "wavelet", "strength": -1.0}, r"strength -1\.0"),
     ],
@@ -306,6 +308,8 @@ def test_fewer_coils_hold_nearly_all_and_whitening_makes_them_alike() -> None:
         assert least < float(fewer.norm() / full.norm()) <= 1.0
     torch.testing.assert_close(reconstruct(with_coils(6), method="zerofilled").image, full)
     assert "grappa" not in methods_for(with_coils(1))
+    with pytest.raises(BadInput, match="grappa needs several coils; this scan has one"):
+        with_defaults(ReconstructSettings(method="grappa"), with_coils(1))
     with pytest.raises(BadInput, match=r"step 1 \(compress\): 7 virtual coils are outside 1 to 6"):
         reconstruct(with_coils(7), method="zerofilled")
     found = reconstruct(with_coils(4), method="sense", accelerate=2).image

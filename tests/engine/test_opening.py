@@ -118,3 +118,33 @@ def test_a_scan_whose_axis_cannot_be_found_opens_about_the_middle(tmp_path: Path
     assert "centre_px" in scan.guessed
     assert any("the middle of the detector, column 15, was taken" in text for text in scan.warnings)
     assert "centre_px" not in open_scan(path, Recipe(known=Known(centre_px=14.0)), unwatched).guessed
+
+
+@pytest.mark.parametrize("centre", [-1.0, 176.0, 1e9, float("nan")])
+def test_an_axis_outside_the_detector_is_refused(centre: float) -> None:
+    with pytest.raises(BadInput, match=r"lies outside the detector, whose columns count from 0 to 175"):
+        opened(Recipe(known=Known(centre_px=centre)))
+
+
+def test_what_had_to_be_made_up_is_said(tmp_path: Path) -> None:
+    assert not any("made up" in text or "transmit" in text for text in opened().warnings)
+    path = tmp_path / "scan.nxs"
+    path.write_bytes(sample_path("ct").read_bytes())
+    with h5py.File(path, "r+") as file:
+        name = next(n for n in _names(file) if isinstance(file[n], h5py.Dataset) and file[n].ndim == 3)
+        images, keys = file[name], next(np.asarray(file[n]) for n in _names(file) if n.endswith("image_key"))
+        data = images[...]
+        views = np.flatnonzero(keys == 0)
+        data[views[[10, 50, 51]]] = data[keys == 2].mean(axis=0).astype(data.dtype)
+        data[keys == 0, :, 100:103] = 500
+        images[...] = data
+    scan = open_scan(path, Recipe(), unwatched)
+    assert "The beam was off in 3 of 120 views, which were made up from those before and after." in scan.warnings
+    assert any("% of the detector elements in 5 detector rows" in text for text in scan.warnings)
+    assert scan.recipe.known.centre_px == pytest.approx(opened().recipe.known.centre_px, abs=0.3)
+
+
+def _names(file: h5py.File) -> list[str]:
+    names: list[str] = []
+    file.visit(names.append)
+    return names

@@ -17,6 +17,8 @@ def scrolled_column(owner: QWidget, width: int) -> QVBoxLayout:
     scroll.setFrameShape(QFrame.Shape.NoFrame)
     scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
     scroll.setWidget(inside)
+    # its fields take the keyboard, and are scrolled to
+    scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     scroll.setMinimumWidth(width + scroll.verticalScrollBar().sizeHint().width())
     layout = QVBoxLayout(owner)
     layout.setContentsMargins(0, 0, 0, 0)

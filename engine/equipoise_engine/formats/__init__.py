@@ -24,7 +24,8 @@ from equipoise_engine.formats.mri.bart import is_bart, is_bart_folder, read_bart
 from equipoise_engine.formats.mri.bruker import is_bruker, is_bruker_folder, read_bruker
 from equipoise_engine.formats.mri.fastmri import is_fastmri, read_fastmri
 from equipoise_engine.formats.mri.ismrmrd_file import is_ismrmrd, read_ismrmrd
-from equipoise_engine.formats.mri.twix import is_twix, read_twix
+from equipoise_engine.formats.mri.twix import read_twix
+from equipoise_engine.formats.mri.twix_lines import is_twix
 from equipoise_engine.formats.numpyfile import is_numpy, read_numpy
 from equipoise_engine.formats.stacks.edf import is_edf
 from equipoise_engine.formats.stacks.fits import is_fits

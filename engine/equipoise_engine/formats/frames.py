@@ -141,6 +141,28 @@ class Turned(_Lazy):
         return values
 
 
+class Transposed(_Lazy):
+    """Images whose rows and columns are swapped.
+
+    Parameters
+    ----------
+    samples
+        `(image, column, row)`.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        images, columns, rows = (int(n) for n in samples.shape)
+        super().__init__((images, rows, columns), samples.dtype)
+        self._samples = samples
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """Return the values of integers, slices, an ellipsis, or an index array on the first axis."""
+        image, row, column = full_key(key, 3, "images")
+        values = np.asarray(self._samples[(image, column, row)])
+        both = not isinstance(row, (int, np.integer)) and not isinstance(column, (int, np.integer))
+        return values.swapaxes(-1, -2) if both else values
+
+
 class Scaled(_Lazy):
     """Values that stand for others: `(value - offset) / unit`, as float32.
 

@@ -14,7 +14,7 @@ from equipoise_engine.geometry import LARGEST_TILT_RAD, ConeBeam, FanBeam, NonCa
 from equipoise_engine.recipe import Beam, Known
 
 GIVEN = "given by the user"
-_CT_ONLY = ("layout", "state", "angles", "clockwise", "centre_px", "pixel_mm", "beam")
+_CT_ONLY = ("layout", "transposed", "state", "angles", "clockwise", "centre_px", "pixel_mm", "beam")
 
 
 def told(scan: Acquisition, known: Known) -> Acquisition:
@@ -33,7 +33,8 @@ def told(scan: Acquisition, known: Known) -> Acquisition:
     else:
         given = [field for field in _CT_ONLY if getattr(known, field) != getattr(Known(), field)]
         if given:
-            raise BadInput(f"{name}: an MRI scan has no {given[0].removesuffix('_px')}", "Leave it out.")
+            what = "images to transpose" if given[0] == "transposed" else given[0].removesuffix("_px")
+            raise BadInput(f"{name}: an MRI scan has no {what}", "Leave it out.")
     return replace(scan, recipe=msgspec.structs.replace(scan.recipe, known=known))
 
 
@@ -76,6 +77,13 @@ def _told_ct(scan: CtAcquisition, known: Known) -> CtAcquisition:
         guessed.discard("beam")
         scan = _diverging(scan, known.beam)
     if known.centre_px is not None:
+        last = scan.shape[2] - 1
+        if not 0 <= known.centre_px <= last:
+            raise BadInput(
+                f"{scan.path.name}: a rotation centre at column {known.centre_px:g} lies outside the detector, whose"
+                f" columns count from 0 to {last}",
+                "Give the column of the axis before anything is cropped or binned.",
+            )
         match = Match("rotation centre", GIVEN, (), f"column {known.centre_px:g}")
         scan = replace(
             scan,

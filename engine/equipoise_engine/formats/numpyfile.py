@@ -36,7 +36,8 @@ from equipoise_engine.formats.mri.kspace import (
     measured_positions,
     sampling_warnings,
 )
-from equipoise_engine.formats.mri.matlab_kspace import DENSITY_NAMES, KSPACE_NAMES, MAX_COILS, TRAJECTORY_NAMES
+from equipoise_engine.formats.mri.matlab_axes import MAX_COILS
+from equipoise_engine.formats.mri.matlab_kspace import DENSITY_NAMES, KSPACE_NAMES, TRAJECTORY_NAMES
 from equipoise_engine.formats.mri.trajectory import image_size
 from equipoise_engine.formats.roles import parsed, told_roles
 from equipoise_engine.formats.stacks.folder import images_beside
@@ -279,7 +280,10 @@ def _stack(path: Path, arrays: list[_Array], known: Known) -> CtAcquisition:
         raise _unclear(path, arrays, "projections", "projections")
     chosen = found["projections"]
     images = _images(path, chosen, frames["projections"])
-    if min(images.shape[2], max(images.shape[:2])) < MIN_VIEWS:
+    count, rows, columns = images.shape
+    if known.transposed:
+        rows, columns = columns, rows
+    if min(columns, max(count, rows)) < MIN_VIEWS:
         raise BadInput(
             f"{path.name}: {chosen} is too small for a scan of at least {MIN_VIEWS} views and columns",
             "Check which array holds the projections.",

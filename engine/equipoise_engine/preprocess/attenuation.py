@@ -76,11 +76,14 @@ class Prepared:
         What was changed by each step that repairs, also where nothing was.
     unlit
         Number of views without beam, which were made up.
+    elements
+        Number of detector elements that were made up.
     """
 
     sinograms: NDArray[np.float32]
     changes: tuple[Change, ...]
     unlit: int = 0
+    elements: int = 0
 
     @property
     def repaired_pixels(self) -> int:
@@ -136,7 +139,9 @@ def prepare(scan: CtAcquisition, rows: slice) -> Prepared:
     if not any(isinstance(step, DeadPixels) for step in steps):
         changes.append(Change("", *said[DeadPixels]))
     changes += [Change(name_of(step), *said[type(step)]) for step in steps if type(step) in said]
-    return Prepared(values if stride > 0 else values[::-1].copy(), tuple(dict.fromkeys(changes)), chain.unlit)
+    return Prepared(
+        values if stride > 0 else values[::-1].copy(), tuple(dict.fromkeys(changes)), chain.unlit, chain.elements
+    )
 
 
 def stages(

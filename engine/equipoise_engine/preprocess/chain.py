@@ -268,7 +268,9 @@ class Chain:
             return level_of(stored)[:, 0]
 
         if key not in self._usual:
-            self._usual[key] = np.median([level(view) for view in self._sampled_views], axis=0)
+            # of views that are missing nothing is known; they count as the darkest
+            sampled = np.nan_to_num([level(view) for view in self._sampled_views], nan=0.0)
+            self._usual[key] = np.median(sampled, axis=0)
         usual = self._usual[key]
         if not is_low(own, usual).any():
             return None

@@ -9,7 +9,9 @@ from scipy import ndimage
 NEIGHBOURHOOD = 5
 """Columns whose median an element is compared with."""
 BESIDE = 7
-"""Columns on either side whose variation an element's is compared with."""
+"""Columns on either side whose variation an element's is compared with,"""
+FEWEST_BESIDE = 3
+"""and fewest near an end."""
 PROBABLE_ERROR = 0.6745
 """Median size of normally distributed values over their standard deviation."""
 LEAST_SPREAD = 1e-4
@@ -52,10 +54,15 @@ def still_elements(spread: NDArray[np.floating], below: float) -> NDArray[np.boo
         Share of what those on either side vary by, below which one is still.
     """
     known = np.nan_to_num(spread, nan=0.0)
-    # beyond the ends the last element goes on, which never varies less than itself
-    longer = np.pad(known, ((0, 0), (BESIDE, BESIDE)), mode="edge")
-    typical = np.median(np.lib.stride_tricks.sliding_window_view(longer, BESIDE, axis=1), axis=-1)
-    before, behind = typical[:, : known.shape[1]], typical[:, BESIDE + 1 :]
+    columns = known.shape[1]
+    # next to an end there are too few on one side to tell
+    before, behind = np.zeros_like(known), np.zeros_like(known)
+    if columns > BESIDE:
+        windows = np.median(np.lib.stride_tricks.sliding_window_view(known, BESIDE, axis=1), axis=-1)
+        before[:, BESIDE:], behind[:, : columns - BESIDE] = windows[:, :-1], windows[:, 1:]
+    for number in range(FEWEST_BESIDE, min(BESIDE, columns)):
+        before[:, number] = np.median(known[:, :number], axis=1)
+        behind[:, columns - 1 - number] = np.median(known[:, columns - number :], axis=1)
     return np.asarray(known < below * np.minimum(before, behind))
 
 

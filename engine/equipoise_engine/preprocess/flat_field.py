@@ -107,11 +107,11 @@ def level_of(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return how bright views are `(row, view)`, float64, of transmission `(row, view, column)`.
 
     It is the mean over the columns, of which the median of each three next to each other is taken: single elements that
-    measure wrongly do not matter, and an object that turns changes it little by little.
+    measure wrongly do not matter, and an object that turns changes it little by little. It is NaN where all are.
     """
     columns = values.shape[2]
     if columns < 3:
-        return np.nan_to_num(values.mean(axis=2, dtype=np.float64), nan=0.0)
+        return values.mean(axis=2, dtype=np.float64)
     first, second, third = (values[:, :, n : columns - columns % 3 : 3] for n in range(3))
     low, high = np.fmin(first, second), np.fmax(first, second)
     middle = np.fmax(low, np.fmin(high, third))
@@ -119,12 +119,14 @@ def level_of(values: NDArray[np.float32]) -> NDArray[np.float64]:
     if good.all():
         return middle.mean(axis=2, dtype=np.float64)
     total = np.where(good, middle, 0).sum(axis=2, dtype=np.float64)
-    return np.asarray(total / np.maximum(good.sum(axis=2), 1))
+    number = good.sum(axis=2)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
 def is_low(levels: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which views may have no beam `(row, view)`, after their levels, and the usual ones `(row,)`."""
-    return levels < UNLIT * np.maximum(usual, 0.0)[:, None]
+    with np.errstate(invalid="ignore"):
+        return levels < UNLIT * np.maximum(usual, 0.0)[:, None]
 
 
 def without_beam(levels: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -144,7 +146,9 @@ def without_beam(levels: NDArray[np.float64], usual: NDArray[np.float64]) -> NDA
     for row in np.flatnonzero(low.any(axis=1)):
         edges = np.flatnonzero(np.diff(np.concatenate([[False], low[row], [False]]).astype(np.int8)))
         for first, last in edges.reshape(-1, 2):
-            beside = [levels[row, n] for n in (first - 1, last) if 0 <= n < levels.shape[1]]
+            beside = [
+                levels[row, n] for n in (first - 1, last) if 0 <= n < levels.shape[1] and not np.isnan(levels[row, n])
+            ]
             if not beside or min(beside) < ABRUPT * float(levels[row, first:last].max()):
                 low[row, first:last] = False
     return low

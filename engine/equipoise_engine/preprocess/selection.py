@@ -29,6 +29,7 @@ def selected(scan: Acquisition, selection: Selection) -> Acquisition:
     """Return the selected part of a scan; the scan itself where that is all of it.
 
     Elements that are put together become their mean. Whether the object outreaches the detector is to be judged anew.
+    Of a part of a part, the recipe says what it is of the files.
 
     Raises
     ------
@@ -75,8 +76,33 @@ def selected(scan: Acquisition, selection: Selection) -> Acquisition:
         monitor=None if scan.monitor is None else scan.monitor[_slice(taken[0])],
         geometry=_geometry(scan, selection, along),
         matched=(*scan.matched, Match("selection", "the recipe", projections.shape, _said(scan, taken, together))),
-        recipe=msgspec.structs.replace(scan.recipe, selection=selection),
+        recipe=msgspec.structs.replace(scan.recipe, selection=_of_files(scan, selection)),
+        full_shape=scan.full_shape or scan.shape,
+        rows_together=scan.rows_together * along,
     )
+
+
+def _of_files(scan: Acquisition, selection: Selection) -> Selection:
+    """Return what a selection from a scan that may be a part takes of its files."""
+    before = scan.recipe.selection
+    if before == Selection():
+        return selection
+    along = scan.rows_together if isinstance(scan, CtAcquisition) else 1
+    if along > 1 and selection.rows.step > 1:
+        raise BadInput(f"{scan.path.name}: of rows that were put together every {selection.rows.step}-th was asked for")
+    return Selection(
+        views=_within(before.views, selection.views, 1),
+        rows=_within(before.rows, selection.rows, along),
+        columns=_within(before.columns, selection.columns, before.bin),
+        bin=before.bin * selection.bin,
+    )
+
+
+def _within(outer: Span, inner: Span, together: int) -> Span:
+    """Return the span that one takes of another, whose indices were put together by so many."""
+    first = outer.first + outer.step * together * inner.first
+    last = outer.last if inner.last is None else outer.first + outer.step * (together * inner.last - 1) + 1
+    return Span(first=first, last=last, step=outer.step * inner.step)
 
 
 def file_column(selection: Selection, centre_px: float) -> float:
@@ -105,17 +131,18 @@ def _range(span: Span, count: int, what: str, name: str) -> range:
     return range(span.first, last, span.step)
 
 
-def row_step(selection: Selection, rows: int) -> float:
-    """Return the distance between the slices of a selection of so many detector rows, in binned columns."""
-    kept = len(_range(selection.rows, rows, "row", "the scan"))
-    return selection.rows.step * _row_bin(selection, kept) / selection.bin
-
-
 def rows_apart(scan: CtAcquisition) -> float:
     """Return the distance from one detector row of a selected scan to the next, in its columns."""
     if isinstance(scan.geometry, ConeBeam):
         return scan.geometry.row_mm / scan.geometry.pixel_mm
-    return row_step(scan.recipe.selection, scan.full_shape[1]) if scan.full_shape else 1.0
+    return scan.recipe.selection.rows.step * scan.rows_together / scan.recipe.selection.bin
+
+
+def middle_of_detector(scan: CtAcquisition) -> tuple[float, float]:
+    """Return where the middle of the whole detector lies in a selected scan, as row and column; maybe beyond it."""
+    selection, (_, rows, columns) = scan.recipe.selection, scan.full_shape or scan.shape
+    row = _counted((rows - 1) / 2, selection.rows, scan.rows_together)
+    return row, selected_column(selection, (columns - 1) / 2)
 
 
 def _row_bin(selection: Selection, rows: int) -> int:
@@ -177,7 +204,8 @@ def _selected_slices(scan: MriAcquisition, selection: Selection) -> MriAcquisiti
         interference=None if scan.interference is None else cut(scan.interference),
         geometry=replace(scan.geometry, slice_mm=scan.geometry.slice_mm * slices.step),
         matched=(*scan.matched, Match("selection", "the recipe", (len(slices), *scan.shape[1:]), said)),
-        recipe=msgspec.structs.replace(scan.recipe, selection=selection),
+        recipe=msgspec.structs.replace(scan.recipe, selection=_of_files(scan, selection)),
+        full_shape=scan.full_shape or scan.shape,
     )
 
 

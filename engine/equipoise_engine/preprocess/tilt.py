@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from equipoise_engine.acquisition import CtAcquisition
-from equipoise_engine.preprocess.selection import rows_apart
+from equipoise_engine.preprocess.selection import middle_of_detector, rows_apart
 from equipoise_engine.recipe import Tilt
 
 SPLINE_ROWS = 14
@@ -19,7 +19,7 @@ SPLINE_ROWS = 14
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn of projections about the middle of the detector.
+    """A turn of projections about a place of the detector.
 
     Parameters
     ----------
@@ -30,12 +30,19 @@ class Turn:
         Size of the detector.
     taller
         Distance from one row to the next, in columns.
+    middle
+        The row and the column that are turned about, which may lie beyond the detector; None for its middle.
     """
 
     angle_rad: float
     rows: int
     columns: int
     taller: float = 1.0
+    middle: tuple[float, float] | None = None
+
+    @property
+    def _about(self) -> tuple[float, float]:
+        return ((self.rows - 1) / 2, (self.columns - 1) / 2) if self.middle is None else self.middle
 
     @property
     def margin(self) -> int:
@@ -43,7 +50,9 @@ class Turn:
         if self.angle_rad == 0:
             return 0
         sine, cosine = abs(math.sin(self.angle_rad)), math.cos(self.angle_rad)
-        reach = 0.5 * (self.columns - 1) * sine / self.taller + 0.5 * (self.rows - 1) * (1 - cosine)
+        row, column = self._about
+        right, up = max(column, self.columns - 1 - column), max(row, self.rows - 1 - row)
+        reach = right * sine / self.taller + up * (1 - cosine)
         return math.ceil(reach) + SPLINE_ROWS
 
     def apply(self, values: NDArray[np.float32], first: int, wanted: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -61,7 +70,7 @@ class Turn:
             Detector rows `(wanted,)`.
         """
         sine, cosine = math.sin(self.angle_rad), math.cos(self.angle_rad)
-        middle_row, middle_column = 0.5 * (self.rows - 1), 0.5 * (self.columns - 1)
+        middle_row, middle_column = self._about
         right = np.arange(self.columns, dtype=np.float64)[None, :] - middle_column
         up = middle_row - wanted.astype(np.float64)[:, None]
         # a point on the upright axis comes from one on the leaning axis
@@ -76,5 +85,11 @@ class Turn:
 
 
 def turn_of(scan: CtAcquisition, step: Tilt) -> Turn:
-    """Return the turn of a step for a scan, whose rows may lie further apart than its columns."""
-    return Turn(math.radians(step.angle_deg), scan.shape[1], scan.shape[2], rows_apart(scan))
+    """Return the turn of a step for a scan, whose rows may lie further apart than its columns.
+
+    It is about the middle of the whole detector, whatever part of it is taken: so the axis stays where it is. Rows and
+    columns that were cut away cannot be read: in their place the outermost ones go on, and of a crop of few rows far
+    from the middle only those hold what is theirs whose rows are there.
+    """
+    angle_rad = math.radians(step.angle_deg)
+    return Turn(angle_rad, scan.shape[1], scan.shape[2], rows_apart(scan), middle_of_detector(scan))

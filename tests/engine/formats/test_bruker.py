@@ -197,6 +197,7 @@ def test_other_methods_are_named(copy: _Copy, method: str) -> None:
     ("name", "value", "said"),
     [
         ("NI", "5", "is no order of 5 objects|take"),
+        ("NI", "2000000000", "NI is 2000000000; at most 65536"),
         ("ACQ_size", "( 2 )\n256 0", "ACQ_size is"),
         ("ACQ_size", "( 2 )\n512 128", "393216 bytes on disk, but .* take 786432"),
         ("PVM_EncSteps1", "( 3 )\n1 2 3", "PVM_EncSteps1 has 3 whole steps, 128 were measured"),

@@ -420,6 +420,9 @@ def test_of_several_scans_the_first_of_an_image_or_the_told_one_is_read(writer: 
         assert np.allclose(scan.kspace[0], _cropped(expected), atol=1e-5)
     with pytest.raises(BadInput, match=r"none of which is of an image"):
         read(several, Known(roles=(Role("kspace", "dataset_1"),)))
+    with pytest.raises(BadInput, match="no part 'dataset_9'") as error:
+        read(several, Known(roles=(Role("kspace", "dataset_9"),)))
+    assert error.value.hint.endswith("The scans of the file are: dataset_1, dataset_2, dataset_3.")
 
 
 def _spokes(count: int, samples: int) -> np.ndarray:
@@ -611,6 +614,16 @@ def test_what_is_written_is_read_by_the_library(tmp_path: Path) -> None:
         assert np.array_equal(line.data, values)
         assert (line.center_sample, line.active_channels) == (4, COILS)
     assert imaging[-1].is_flag_set(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
+    for flag, at in (
+        (ismrmrd.ACQ_FIRST_IN_SLICE, [0, 7]),
+        (ismrmrd.ACQ_LAST_IN_SLICE, [6, 13]),
+        (ismrmrd.ACQ_FIRST_IN_ENCODE_STEP1, [0, 7]),
+        (ismrmrd.ACQ_LAST_IN_ENCODE_STEP1, [6, 13]),
+        (ismrmrd.ACQ_FIRST_IN_REPETITION, [0]),
+        (ismrmrd.ACQ_LAST_IN_REPETITION, [13]),
+    ):
+        assert [number for number, line in enumerate(imaging) if line.is_flag_set(flag)] == at
+        assert not any(line.is_flag_set(flag) for line in noise)
     encoding = header.encoding[0]
     assert (encoding.encodedSpace.matrixSize.x, encoding.encodedSpace.matrixSize.y) == (8, 9)
     assert (encoding.reconSpace.fieldOfView_mm.y, encoding.trajectory.value) == (180.0, "cartesian")
@@ -664,6 +677,22 @@ def test_a_trajectory_survives(tmp_path: Path, calibrated: bool) -> None:
     assert again.geometry.calibrated is calibrated
     assert lines[3].traj.shape == (32, 2)
     assert np.allclose(lines[3].traj, positions[3, :, ::-1] / 32, atol=1e-6)
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_the_weights_of_a_trajectory_survive(tmp_path: Path, even: bool) -> None:
+    positions = 32 * _spokes(9, 32)[..., ::-1]
+    density = np.linalg.norm(positions, axis=-1) + np.arange(9)[:, None]
+    if even:  # along each readout, as the levels of a stack are
+        density = np.broadcast_to(density[:, :1], density.shape)
+    geometry = NonCartesian(positions, (32, 32), (240.0, 240.0), density=density)
+    again, lines, _ = _written(_scan(kspace=_noise(2, COILS, 9, 32), geometry=geometry), tmp_path)
+    assert lines[3].traj.shape == (32, 3)
+    assert np.allclose(lines[3].traj[:, 2], density[3])
+    assert isinstance(again.geometry, NonCartesian)
+    assert again.geometry.density is not None
+    assert np.allclose(again.geometry.density, density)
+    assert np.allclose(again.geometry.trajectory, positions, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mri-siemens-twix/gre.dat", "mri-bart-cfl/und2x2.cfl", "mri-spirit-mat/spiral.mat"])

@@ -203,3 +203,21 @@ def test_read_wood(shared_data: Path) -> None:
     assert find_centre(scan).centre_px == pytest.approx(283.9, abs=0.4)
     known = Known(angles=AngleRange(start_deg=0.0, stop_deg=360.0, inclusive=True))
     assert find_centre(_read(scan.path, known)[0]).centre_px == pytest.approx(284.1, abs=0.6)
+
+
+@pytest.mark.parametrize("start", [0.0, 120.0])
+@pytest.mark.parametrize("centre", [20.0, 30.0, 66.0])
+def test_a_full_turn_about_an_axis_far_off_is_told(centre: float, start: float) -> None:
+    found, reason, sure = find_range(_discs(start + np.arange(120) * 3.0, centre=centre, noise=0.01))
+    assert (found.stop_deg, found.inclusive, sure) == (360.0, False, True), reason
+
+
+@pytest.mark.parametrize("start", [0.0, 20.0, 90.0])
+def test_half_a_turn_of_a_symmetric_object_stays_one(start: float) -> None:
+    angle = np.deg2rad(start + _half_turn(180))[:, None]
+    position = np.arange(128)[None, :] - 63.5
+    views = np.zeros((180, 128))
+    for wide, high in ((30, 55), (10, 40)):
+        reach = np.hypot(wide * np.cos(angle), high * np.sin(angle))
+        views += wide * high / reach**2 * np.sqrt(np.maximum(reach**2 - position**2, 0.0))
+    assert find_range(views)[0].stop_deg == 180.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput
 from equipoise_engine.formats import read
 from equipoise_engine.geometry import ParallelBeam
-from equipoise_engine.preprocess.attenuation import attenuation, prepare
+from equipoise_engine.preprocess.attenuation import attenuation, prepare, stages
+from equipoise_engine.recipe import DeadPixels, FlatField, NegativeLog, Recipe
 
 VIEWS, ROWS, COLUMNS = 20, 4, 40
 
@@ -161,3 +163,57 @@ def test_the_dead_pixel_of_the_synchrotron_scan_is_repaired(shared_data: Path) -
     result = prepare(scan, slice(0, 2))
     assert result.repaired_pixels == 1
     assert np.array_equal(result.sinograms[0, :, 0], result.sinograms[0, :, 1])
+
+
+def test_an_element_that_always_counts_the_same_is_made_up() -> None:
+    projections, flats, darks = _counts()
+    projections[:, 1, 12] = 9_000.0
+    done = prepare(_scan(projections, flats, darks), slice(None))
+    assert done.repaired_pixels == 1
+    beside = _truth().transpose(1, 0, 2)[1, :, [11, 13]].mean(axis=0)
+    assert done.sinograms[1, :, 12] == pytest.approx(beside, abs=1e-4)
+    alone = prepare(_scan(projections, flats, darks), slice(1, 2))
+    assert np.array_equal(alone.sinograms[0], done.sinograms[1])
+    scan = _scan(projections, flats, darks)
+    careless = replace(scan, recipe=Recipe(steps=(FlatField(), DeadPixels(still_below=0.0), NegativeLog())))
+    assert prepare(careless, slice(None)).repaired_pixels == 0
+    # a projection is repaired as its sinograms are
+    view, _ = stages(scan, None, view=4)
+    assert np.array_equal(view, done.sinograms[:, 4])
+
+
+def test_an_element_that_stands_still_is_found_behind_a_monitor() -> None:
+    projections, flats, darks = _counts()
+    beam = np.random.default_rng(1).uniform(0.9, 1.1, VIEWS)
+    projections = (projections - darks.mean(axis=0)) * beam[:, None, None] + darks.mean(axis=0)
+    projections[:, 1, 12] = 9_000.0
+    done = prepare(replace(_scan(projections, flats, darks), monitor=beam), slice(None))
+    assert done.repaired_pixels == 1
+
+
+def test_views_without_beam_are_made_up_and_counted() -> None:
+    projections, flats, darks = _counts()
+    random = np.random.default_rng(2)
+    off = [0, 7, 8, VIEWS - 1]
+    projections[off] = darks[0] + random.normal(0.0, 3.0, (len(off), *projections.shape[1:]))
+    projections[9] = darks[0] + 0.3 * (projections[9] - darks[0])  # less beam is no lost beam
+    scan = _scan(projections, flats, darks)
+    done = prepare(scan, slice(None))
+    assert done.unlit == len(off)
+    said = next(change for change in done.changes if change.step == "flat-field")
+    assert (said.count, said.text) == (4, "views without beam, made up from those before and after")
+    assert done.repaired_pixels == 0
+    assert done.clipped == 0
+    assert done.sinograms[:, 0] == pytest.approx(done.sinograms[:, 1])
+    assert done.sinograms[:, 7] == pytest.approx((2 * done.sinograms[:, 6] + done.sinograms[:, 9]) / 3, abs=1e-5)
+    for view in (7, 8, 9):
+        picture, _ = stages(scan, 1, view=view)
+        assert np.isnan(picture).all() == (view in off)
+
+
+def test_an_object_that_hides_the_beam_little_by_little_is_kept() -> None:
+    angle = np.linspace(0, np.pi, 180, endpoint=False)
+    through = np.minimum(1.2 / np.maximum(np.abs(np.cos(angle)), 1e-3), 12.0)
+    projections = np.broadcast_to(40_000 * np.exp(-through)[:, None, None], (180, 2, COLUMNS)).copy()
+    flats = np.full((1, 2, COLUMNS), 40_000.0)
+    assert prepare(_scan(projections, flats), slice(None)).unlit == 0

@@ -365,3 +365,14 @@ def test_a_tilt_needs_rows() -> None:
         tilt_of(scan_of(np.zeros((9, 61, 20)), FanBeam(angle, 60.0, 90.0, 0.375)))
     with pytest.raises(BadInput, match="the axis is found in 0 of 10 parts"):
         tilt_of(scan_of(np.zeros((40, 61, 32), dtype=np.float32), angle))
+
+
+@pytest.mark.parametrize("degrees", [180, 360])
+def test_a_dead_column_is_not_taken_for_the_axis(degrees: int) -> None:
+    angle = np.deg2rad(np.arange(120) * degrees / 120)
+    values = sinogram(47.5, angle, columns=96, noise=0.01)
+    values[:, :, 33] = 0.7
+    values[:, :, 60:62] = 0.2
+    found = find_centre(scan_of(values, angle))
+    assert found.centre_px == pytest.approx(47.5, abs=0.5), found.text
+    assert found.confidence > 0.5

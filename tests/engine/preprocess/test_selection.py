@@ -14,7 +14,7 @@ from equipoise_engine.acquisition import CtAcquisition, DataState, MriAcquisitio
 from equipoise_engine.errors import BadInput
 from equipoise_engine.geometry import Cartesian, ConeBeam, FanBeam, ParallelBeam
 from equipoise_engine.preprocess.attenuation import attenuation
-from equipoise_engine.preprocess.selection import file_column, selected, selected_column
+from equipoise_engine.preprocess.selection import file_column, rows_apart, selected, selected_column
 from equipoise_engine.recipe import Selection, Span
 
 VIEWS, ROWS, COLUMNS = 12, 6, 20
@@ -235,3 +235,26 @@ def test_the_axis_of_a_part_is_found_where_the_file_has_it(values: np.ndarray) -
     part = selected(bare, Selection(columns=Span(first=4), bin=2))
     assert isinstance(part, CtAcquisition)
     assert part.geometry.centre_px is None
+
+
+def test_a_part_of_a_part_says_what_it_is_of_the_file(values: np.ndarray) -> None:
+    first = Selection(views=Span(first=1, step=2), rows=Span(first=1, last=6), columns=Span(first=2, last=19), bin=2)
+    then = Selection(views=Span(first=1, last=5, step=3), rows=Span(first=1), columns=Span(first=1, last=7), bin=3)
+    one = selected(scan_of(values), first)
+    both = selected(one, then)
+    assert isinstance(one, CtAcquisition)
+    assert isinstance(both, CtAcquisition)
+    assert both.full_shape == values.shape
+    assert both.rows_together == 2
+    found = both.recipe.selection
+    assert found.views == Span(first=3, last=10, step=6)
+    assert found.rows == Span(first=3, last=6)
+    assert found.columns == Span(first=4, last=16)
+    assert found.bin == 6
+    assert both.projections[:].shape == (2, 1, 2)
+    part = values[3:10:6, 3:5, 4:16].reshape(2, 1, 2, 2, 6).mean(axis=(2, 4))
+    np.testing.assert_allclose(both.projections[:], part, rtol=1e-6)
+    assert rows_apart(both) == pytest.approx(2 / 6)
+    assert file_column(found, both.geometry.centre_px or 0.0) == pytest.approx(9.0)
+    with pytest.raises(BadInput, match="put together every 2-th"):
+        selected(one, Selection(rows=Span(step=2)))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from equipoise_engine.preprocess.tilt import Turn
+from equipoise_engine.acquisition import CtAcquisition, DataState
+from equipoise_engine.geometry import ParallelBeam
+from equipoise_engine.preprocess.selection import selected
+from equipoise_engine.preprocess.tilt import Turn, turn_of
+from equipoise_engine.recipe import Selection, Span, Tilt
 
 ROWS, COLUMNS = 60, 90
 
@@ -53,3 +60,29 @@ def test_rows_may_lie_further_apart_than_columns() -> None:
 
 def test_no_turn_needs_no_rows() -> None:
     assert Turn(0.0, ROWS, COLUMNS).margin == 0
+
+
+def test_a_part_is_turned_about_the_middle_of_the_whole_detector() -> None:
+    random = np.random.default_rng(1)
+    values = ndimage.gaussian_filter(random.random((2, 80, 96)), (0, 2, 2)).astype(np.float32)
+    scan = CtAcquisition(
+        path=Path("made.h5"),
+        format="made",
+        state=DataState.TRANSMISSION,
+        projections=values,
+        geometry=ParallelBeam(np.array([0.0, 1.5])),
+    )
+    rows = np.arange(80)
+
+    def turned(part: CtAcquisition, angle_deg: float) -> np.ndarray:
+        stack = np.ascontiguousarray(part.projections[:].transpose(1, 0, 2))
+        return turn_of(part, Tilt(angle_deg=angle_deg)).apply(stack, 0, rows[: stack.shape[0]])
+
+    whole = turned(scan, 4.0)
+    part = selected(scan, Selection(rows=Span(first=6, last=58), columns=Span(first=10, last=70)))
+    assert isinstance(part, CtAcquisition)
+    assert turned(part, 4.0)[14:-14, :, 14:-14] == pytest.approx(whole[20:44, :, 24:56], abs=1e-3)
+    binned = selected(scan, Selection(rows=Span(first=6, last=58), columns=Span(first=10, last=70), bin=2))
+    assert isinstance(binned, CtAcquisition)
+    means = whole[6:58, :, 10:70].reshape(26, 2, 2, 30, 2).mean(axis=(1, 4))
+    assert turned(binned, 4.0)[8:-8, :, 8:-8] == pytest.approx(means[8:-8, :, 8:-8], abs=5e-3)

@@ -127,7 +127,7 @@ class CentrePage(Page):
     # --- how it is built
 
     def _make_methods(self) -> QWidget:
-        self.estimate_button = QPushButton("E&stimate")
+        self.estimate_button = QPushButton("Est&imate")
         self.estimate_button.setToolTip("Find the rotation centre by every method that suits the scan")
         self.estimate_button.clicked.connect(self._estimate)
         self.range = choice_field(
@@ -268,7 +268,7 @@ class CentrePage(Page):
             widget.setEnabled(ready)
         self.auto_button.setEnabled(ready and centre_word(self._facts, self._recipe.known) == "given")
         self.estimate_button.setEnabled(ready and self._job is None)
-        self.estimate_button.setText("Estimating …" if self._job is not None else "E&stimate")
+        self.estimate_button.setText("Estimating …" if self._job is not None else "Est&imate")
         self.use_button.setEnabled(ready and self.methods.currentItem() is not None)
         between = bool(self.range.currentData())
         for part in (self.range_first, self.range_and, self.range_last):

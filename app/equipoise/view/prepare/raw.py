@@ -7,7 +7,7 @@ import math
 import numpy as np
 from PySide6.QtCore import QTimer, Slot
 from PySide6.QtGui import QShowEvent
-from PySide6.QtWidgets import QComboBox, QHBoxLayout, QLabel, QVBoxLayout
+from PySide6.QtWidgets import QComboBox, QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout
 
 from equipoise.extent import selected_shape, slices_of
 from equipoise.session import Session
@@ -31,6 +31,7 @@ PICTURES = {
         ("Coil map, magnitude", "coil-magnitude"),
         ("Coil map, phase", "coil-phase"),
         ("Coil map, eigenvalue", "coil-eigenvalue"),
+        ("Coil noise, correlation", "noise"),
     ),
 }
 """Names for people and values of `Look.what`."""
@@ -65,6 +66,8 @@ class RawPage(Page):
         self.what.setAccessibleName("Raw data")
         self.what.setToolTip("What is shown of the measurement")
         self.what.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
+        # as wide as its longest name; the least width that Qt keeps is that of the empty box
+        self.what.setSizePolicy(QSizePolicy.Policy.Minimum, QSizePolicy.Policy.Fixed)
         self.what.currentIndexChanged.connect(self._choose)
         self.span = QComboBox()
         for text, span in _SPANS:
@@ -78,7 +81,7 @@ class RawPage(Page):
         self.maps.setToolTip("Colour map; all of them rise evenly in lightness")
         self.maps.currentTextChanged.connect(self.picture.set_shades)
         row = QHBoxLayout()
-        for text, box in (("&Show", self.what), ("&Levels", self.span), ("C&olours", self.maps)):
+        for text, box in (("S&how", self.what), ("L&evels", self.span), ("C&olours", self.maps)):
             label = QLabel(text)
             label.setBuddy(box)
             row.addWidget(label)

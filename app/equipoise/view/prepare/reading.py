@@ -268,13 +268,13 @@ class ReadingPage(Page):
         grid.setVerticalSpacing(5)
         grid.setColumnStretch(1, 1)
         entries: tuple[tuple[str, str, tuple[QWidget, ...]], ...] = (
-            ("layout", "&Layout", (self.layout_field,)),
-            ("state", "&Numbers are", (self.state_field,)),
-            ("angles", "&Angles", (self.angles_field, self._range, self.angles_said)),
+            ("layout", "La&yout", (self.layout_field,)),
+            ("state", "N&umbers are", (self.state_field,)),
+            ("angles", "An&gles", (self.angles_field, self._range, self.angles_said)),
             ("clockwise", "Direction", (self.clockwise,)),
             ("centre_px", "Rotation a&xis", (self.centre_field, self.centre)),
             ("beam", "&Beam", (self.beam_field, self._lengths, self.beam_said)),
-            ("pixel_mm", "Pi&xel size", (self.pixel_field, self.pixel)),
+            ("pixel_mm", "P&ixel size", (self.pixel_field, self.pixel)),
             ("matrix", "&Matrix", (self.matrix_field, self._sides)),
             ("keep_oversampling", "Readout", (self.oversampling,)),
         )

@@ -60,7 +60,7 @@ class SelectionPage(Page):
             label.setProperty("muted", True)
             self.form.addWidget(label, 0, number)
             self.form.setColumnStretch(number, 1 if number else 0)
-        for number, (axis, text) in enumerate((("views", "&Views"), ("rows", "&Rows"), ("columns", "&Columns")), 1):
+        for number, (axis, text) in enumerate((("views", "V&iews"), ("rows", "R&ows"), ("columns", "Col&umns")), 1):
             self._add_axis(number, axis, text)
         self.bin = count_field(
             "Binning",
@@ -155,7 +155,7 @@ class SelectionPage(Page):
         counts = dict(zip(("views", "rows", "columns"), facts.full_shape, strict=False))
         if not ct:
             counts = {"rows": facts.full_shape[0]}
-        self._axis_labels["rows"].setText("&Rows" if ct else "&Slices")
+        self._axis_labels["rows"].setText("R&ows" if ct else "Sl&ices")
         for axis in ("views", "rows", "columns"):
             for widget in (self._axis_labels[axis], self.first[axis], self.last[axis], self.step[axis]):
                 widget.setVisible(axis in counts)

@@ -103,7 +103,7 @@ class StepsPage(Page):
         self.note.setProperty("muted", True)
 
         self.add_button = QToolButton()
-        self.add_button.setText("&Add")
+        self.add_button.setText("A&dd")
         self.add_button.setAccessibleName("Add a step")
         self.add_button.setToolTip("Put another step where it usually stands")
         self.add_button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
@@ -150,6 +150,7 @@ class StepsPage(Page):
         scroll.setFrameShape(QFrame.Shape.NoFrame)
         scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         scroll.setWidget(inside)
+        scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         for part in (scroll.viewport(), inside):
             part.setAutoFillBackground(False)
         scroll.setMinimumWidth(260)

@@ -91,6 +91,7 @@ class PrepareWindow(QWidget):
         self.warnings = WarningBox()
         self.tabs = QTabWidget()
         self.tabs.setAccessibleName("Pages of the recipe")
+        self.tabs.tabBar().setAccessibleName("Pages of the recipe")
         self.reading = ReadingPage(session)
         self.selection = SelectionPage(session)
         self.centre = CentrePage(session)

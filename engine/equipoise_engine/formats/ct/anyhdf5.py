@@ -83,21 +83,25 @@ def read_any_hdf5(file: h5py.File, path: Path, known: Known, kinds: str) -> CtAc
     check_memory(int(max(data.shape[:2]) * data.shape[-1]) * 16, f"one slice of {path.name}, stored as {data.shape},")
     images = Part(name, data, GIVEN if "projections" in told else "the dataset of images in the file")
 
+    # the stack swaps rows and columns itself
+    lying = replace(images, transposed=known.transposed)
+    # in a stack of sinograms the detector is the first axis and that of columns
+    sizes = {images.shape[1:], (images.shape[0], images.shape[1 if known.transposed else 2])}
     matched = [Match("projections", name, images.shape, images.reason)]
     frames: dict[str, Samples | None] = {}
     for role, pattern in (("flats", _FLATS), ("darks", _DARKS)):
-        part = _frames(file, path, role, told, sources, images, pattern)
+        part = _frames(file, path, role, told, sources, images, sizes, pattern)
         frames[role] = None if part is None else part.samples(path)
         if part is not None:
             matched.append(Match(role, part.name, part.shape, part.reason))
-    angle_deg, match = _angles(file, path, told, known, sources, images)
+    angle_deg, match = _angles(file, path, told, known, sources, lying)
     matched += [match] if match is not None else []
     # Roles that name datasets have been followed; frames among the images are left to the stack.
     left = [Role(role=role, source=source) for role, source in told.items() if _among(role, source)]
     _, hash_sign, chosen = told.get("projections", "").rpartition("#")
     if name and parsed(told.get("projections", ""))[1] is not None:
         left = [Role(role="projections", source=hash_sign + chosen), *(r for r in left if r.role != "projections")]
-    layout = known.layout or _layout(images, left)
+    layout = known.layout or _layout(lying, left)
     scan = scan_of_stack(
         path,
         "HDF5",
@@ -213,13 +217,12 @@ def _frames(
     told: dict[str, str],
     sources: tuple[Source, ...],
     images: Part,
+    sizes: set[tuple[int, ...]],
     pattern: re.Pattern[str],
 ) -> Part | None:
     """Return the open-beam or beam-off frames in a dataset of their own."""
     if role in told:
         return None if _among(role, told[role]) else told_part(file, path, told[role], images, role)
-    # in a stack of sinograms the detector is (first axis, last axis)
-    sizes = {images.shape[1:], (images.shape[0], images.shape[2])}
     for source in sources:
         if source.name != images.name and _is_real(source) and _says(pattern, source) and source.shape[-2:] in sizes:
             dataset = check_dataset(_there(file, source.name, path), path, kinds="iuf", axes=(2, 3))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import CtAcquisition, DataState, Match, Samples
 from equipoise_engine.errors import BadInput, Incomplete
 from equipoise_engine.formats.angles import angles_of_text, evenly, repeated_views, to_radians
-from equipoise_engine.formats.frames import Taken, Turned
+from equipoise_engine.formats.frames import Taken, Transposed, Turned
 from equipoise_engine.formats.hdf5 import Stored, attribute, check_dataset, check_memory, find
 from equipoise_engine.formats.known import GIVEN
 from equipoise_engine.formats.roles import parsed, told_roles
@@ -44,6 +44,8 @@ class Part:
         Which images `(frame,)`, int64; None takes all.
     sinograms
         Whether the dataset is stored `(row, view, column)`.
+    transposed
+        Whether the last two axes of the dataset are swapped, or both of one image.
     """
 
     name: str
@@ -51,28 +53,36 @@ class Part:
     reason: str
     frames: NDArray[np.int64] | None = None
     sinograms: bool = False
+    transposed: bool = False
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        *first, rows, columns = (int(n) for n in self.dataset.shape)
+        return (*first, columns, rows) if self.transposed else (*first, rows, columns)
 
     @property
     def stored(self) -> int:
         """Number of images in the dataset."""
-        return 1 if self.dataset.ndim == 2 else int(self.dataset.shape[1 if self.sinograms else 0])
+        return 1 if self.dataset.ndim == 2 else self._axes[1 if self.sinograms else 0]
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """`(view, row, column)`."""
         count = self.stored if self.frames is None else int(self.frames.size)
-        *first, columns = (int(n) for n in self.dataset.shape)
+        *first, columns = self._axes
         if len(first) == 1:
             return count, first[0], columns
         return count, first[0 if self.sinograms else 1], columns
 
     def samples(self, path: Path) -> Samples:
         """Return the images, read when asked for."""
-        if self.dataset.ndim == 2:
-            return Stored(self.dataset, path, add_axis=0)
-        if not self.sinograms:
-            return Stored(self.dataset, path, self.frames)
-        turned = Turned(Stored(self.dataset, path))
+        single = self.dataset.ndim == 2
+        frames = None if single or self.sinograms else self.frames
+        images: Samples = Stored(self.dataset, path, frames, add_axis=0 if single else None)
+        images = Transposed(images) if self.transposed else images
+        if single or not self.sinograms:
+            return images
+        turned = Turned(images)
         return turned if self.frames is None else Taken(turned, self.frames)
 
 
@@ -127,6 +137,9 @@ def told_parts(file: h5py.File, path: Path, parts: Parts, known: Known) -> Parts
     if known.layout and images.sinograms != (known.layout == "sinograms"):
         # which frames are projections was said of images of the other kind
         images = replace(images, sinograms=not images.sinograms, frames=None, reason=f"{known.layout}, {GIVEN}")
+    images = replace(images, transposed=known.transposed)
+    if known.transposed:
+        images = replace(images, reason=f"{images.reason}; rows and columns swapped, {GIVEN}")
     if "projections" in told:
         images, chosen_frames = _told_projections(file, path, told["projections"], images)
     found: dict[str, Part | None] = {}
@@ -136,6 +149,9 @@ def told_parts(file: h5py.File, path: Path, parts: Parts, known: Known) -> Parts
             part = told_part(file, path, told[role], images, role)
             if part is not None and part.dataset == images.dataset and part.frames is not None:
                 taken.append(part.frames)
+        if part is not None:
+            # frames of the detector beside sinograms lie as they do
+            part = replace(part, transposed=known.transposed and (part.sinograms or not images.sinograms))
         found[role] = part
     if taken and chosen_frames is None:
         # What is now a flat or a dark is no projection any more.
@@ -175,7 +191,7 @@ def _told_projections(file: h5py.File, path: Path, source: str, images: Part) ->
         if dataset == images.dataset:
             images = replace(images, reason=f"{GIVEN}; {images.reason}")
         else:
-            images = Part(name, dataset, GIVEN, sinograms=images.sinograms)
+            images = Part(name, dataset, GIVEN, sinograms=images.sinograms, transposed=images.transposed)
     elif frames is None:
         raise BadInput(f"{path.name}: a scan cannot do without projections", "Name the dataset that holds them.")
     if frames is None:

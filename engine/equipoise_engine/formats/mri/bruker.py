@@ -3,39 +3,30 @@
 Images lie with the readout along their columns, as measured; ParaVision itself transposes slices of some orientations
 (RECO_transposition). Names of persons in the parameters are read by nothing here.
 
-Sources: Bruker, ParaVision parameters, D02_PvParams; JCAMP-DX, McDonald and Wilks 1988, doi:10.1366/0003702884428734.
+Source: Bruker, ParaVision parameters, D02_PvParams.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equipoise_engine.acquisition import Match, MriAcquisition
 from equipoise_engine.errors import BadInput, Unsupported
+from equipoise_engine.formats.mri.bruker_parameters import Parameters
 from equipoise_engine.formats.mri.kspace import centre_warnings, line_axis, sampling_warnings
-from equipoise_engine.formats.mri.readouts import (
-    Encoding,
-    Readout,
-    chosen_part,
-    laid_out,
-    part_warnings,
-    parts,
-    whole_size,
-)
+from equipoise_engine.formats.mri.parts import chosen_part, part_warnings, parts
+from equipoise_engine.formats.mri.readouts import Encoding, Load, Readout, laid_out, whole_size
 from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.geometry import Cartesian
 from equipoise_engine.recipe import Known
 
-MAX_PARAMETER_BYTES = 16 << 20
-MAX_VALUES = 1 << 20
+MAX_IMAGES = 1 << 16
 _BLOCK = 1024
-_NAME = re.compile(r"##\$([A-Za-z0-9_]+)=(.*)", re.DOTALL)
-_REPEATED = re.compile(r"@(\d{1,9})\*\(([^()]{0,64})\)")
 _DTYPES = {"GO_32BIT_SGN_INT": "i4", "GO_16BIT_SGN_INT": "i2", "GO_32BIT_FLOAT": "f4"}
 # Parts of the names of methods whose readouts are not lines of Cartesian k-space.
 _OTHER_METHODS = ("epi", "spiral", "ute", "zte", "radial", "csi", "press", "steam", "singlepulse", "nspect", "spen")
@@ -90,168 +81,83 @@ def _scans(folder: Path) -> list[Path]:
     return [item for item in inner if _complete(item)]
 
 
-# --- parameters -------------------------------------------------------------------------------------
-
-
-class _Parameters:
-    """The parameters in files of ParaVision, by their names."""
-
-    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
-        self._folder = folder
-        self._texts: dict[str, str] = {}
-        for name in names:
-            if not (folder / name).is_file():
-                raise BadInput(f"{folder.name}/{name} is missing", "Copy the folder again, as a whole.")
-            size = (folder / name).stat().st_size
-            if size > MAX_PARAMETER_BYTES:
-                raise BadInput(f"{folder.name}/{name}: {size} bytes; parameters take at most {MAX_PARAMETER_BYTES}")
-            text = (folder / name).read_text(encoding="latin-1")
-            if not text.startswith("##TITLE="):
-                raise BadInput(f"{folder.name}/{name}: no parameters of ParaVision", "Copy the folder again.")
-            # A value ends where the next label or a comment begins.
-            for part in re.split(r"\n(?=##|\$\$)", text):
-                if (found := _NAME.match(part)) is not None:
-                    self._texts[found[1]] = found[2].strip()
-
-    def word(self, name: str, otherwise: str = "") -> str:
-        """Return a parameter as text, without its size and brackets."""
-        text = self._texts.get(name, otherwise)
-        return re.sub(r"^\([^)]*\)\s*", "", text).strip().strip("<>")
-
-    def numbers(self, name: str) -> list[float]:
-        """Return a parameter as numbers; none where it is missing."""
-        text = self.word(name)
-        while (found := _REPEATED.search(text)) is not None:
-            count = int(found[1])
-            if count > MAX_VALUES or len(text) + count * len(found[2]) > MAX_PARAMETER_BYTES:
-                raise BadInput(f"{self._folder.name}: {name} repeats a value {found[1]} times")
-            text = f"{text[: found.start()]}{(found[2] + ' ') * count}{text[found.end() :]}"
-        values = [float(word) for word in text.split()]
-        if not np.isfinite(values).all():
-            raise BadInput(f"{self._folder.name}: {name} holds values that are not finite")
-        return values
-
-    def whole(self, name: str, otherwise: int | None = None, *, least: int = 1) -> int:
-        """Return a parameter as one whole number."""
-        values = self.numbers(name)
-        if not values and otherwise is not None:
-            return otherwise
-        if not values or values[0] != int(values[0]) or not least <= values[0] < 1 << 31:
-            raise BadInput(
-                f"{self._folder.name}: {name} is {values[:3] or 'missing'}; a whole number from {least} is needed",
-                "Copy the folder again.",
-            )
-        return int(values[0])
-
-
-# --- the scan ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Order:
-    """The order of readouts in the file, the first running fastest.
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """The readouts of a file and their order, the first of the numbers running fastest.
 
     Parameters
     ----------
+    samples, coils
+        Of each readout.
+    dtype
+        Of their values.
+    block
+        Bytes from one readout to the next.
     echoes
         Lines that one excitation measures of an image, one after the other.
     objects
         Slices and their echo images, as they were measured.
+    images
+        Echo images of each slice.
     groups
         Excitations of a slice.
     repetitions
         How often all of it was measured.
+    first, second
+        Steps of both phase encodings in the order in which they were measured; 0 is the centre of k-space.
     """
 
+    samples: int
+    coils: int
+    dtype: np.dtype[Any]
+    block: int
     echoes: int
     objects: list[int]
+    images: int
     groups: int
     repetitions: int
+    first: list[int]
+    second: list[int]
+
+    @property
+    def slices(self) -> int:
+        """Number of slices, or slabs."""
+        return len(self.objects) // self.images
+
+    def readouts(self, chosen: dict[str, int]) -> list[Readout]:
+        """Return the readouts of the chosen echo and repetition; lines are counted from the lowest step."""
+        readouts = []
+        low, deep = min(self.first), min(self.second)
+        start = chosen["repetition"] * self.groups * len(self.objects) * self.echoes
+        for group in range(self.groups):
+            for place, image in enumerate(self.objects):
+                number, echo = divmod(image, self.images)
+                if echo != chosen["echo"]:
+                    continue
+                for echo_line in range(self.echoes):
+                    partition, line = divmod(group * self.echoes + echo_line, len(self.first))
+                    at = start + (group * len(self.objects) + place) * self.echoes + echo_line
+                    steps = self.first[line] - low, self.second[partition] - deep
+                    readouts.append(Readout(at * self.block, number, *steps))
+        return readouts
 
 
 def _read(folder: Path, known: Known) -> MriAcquisition:
     told = told_roles(known, folder, ("kspace",))
-    parameters = _Parameters(folder, ("acqp", "method"))
-    method = parameters.word("Method") or parameters.word("ACQ_method") or "unknown"
-    other = next((name for name in _OTHER_METHODS if name in method.lower()), None)
-    if other is not None:
-        raise Unsupported(
-            f"{folder.name}: the method {method} ({other.upper()}) does not measure lines of Cartesian k-space"
-        )
-    if not (folder / "fid").is_file():
-        raise Unsupported(
-            f"{folder.name}: raw data of ParaVision 360 (rawdata.job0); those of ParaVision 5 and 6 (fid) are read"
-        )
-    sizes = parameters.numbers("ACQ_size")
-    if len(sizes) not in (2, 3) or any(size != int(size) or not 1 <= size < 1 << 24 for size in sizes):
-        raise BadInput(f"{folder.name}: ACQ_size is {sizes}; two or three sizes are read")
-    samples, steps = int(sizes[0]) // 2, int(sizes[1])
-    partitions = int(sizes[2]) if len(sizes) == 3 else 1
-    coils = parameters.whole("PVM_EncNReceivers", 1)
-    count = parameters.whole("NI")
-    echoes = parameters.whole("ACQ_rare_factor", 1) if parameters.word("ACQ_rare_factor") else 1
-    echoes = parameters.whole("ACQ_phase_factor", echoes)
-    if (steps * partitions) % echoes:
-        raise BadInput(f"{folder.name}: {steps} x {partitions} lines are no multiple of {echoes} of an excitation")
-    objects = [int(n) for n in parameters.numbers("ACQ_obj_order")] or list(range(count))
-    if sorted(objects) != list(range(count)):
-        raise BadInput(f"{folder.name}: ACQ_obj_order {objects[:8]} is no order of {count} objects")
-    order = _Order(echoes, objects, steps * partitions // echoes, parameters.whole("NR", 1))
-    kind = parameters.word("GO_raw_data_format", "GO_32BIT_SGN_INT")
-    if kind not in _DTYPES:
-        raise Unsupported(f"{folder.name}/fid: values of the type {kind}; {', '.join(_DTYPES)} are read")
-    dtype = np.dtype((">" if parameters.word("BYTORDA") == "big" else "<") + _DTYPES[kind])
-    block = 2 * samples * coils * dtype.itemsize
-    if parameters.word("GO_block_size") == "Standard_KBlock_Format":
-        block = -(-block // _BLOCK) * _BLOCK
-    there, needed = (folder / "fid").stat().st_size, block * echoes * count * order.groups * order.repetitions
-    if there != needed:
-        raise BadInput(
-            f"{folder.name}/fid: {there} bytes on disk, but {order.repetitions} x {order.groups * echoes} lines of"
-            f" {count} images, {coils} coils and {samples} samples take {needed}",
-            "The file is cut short, or the files do not belong together; copy the folder again.",
-        )
-    images = parameters.whole("ACQ_n_echo_images", 1)
-    if count % images:
-        raise BadInput(f"{folder.name}: {count} images are no multiple of {images} echoes")
-    first, second = (_steps(parameters, folder, name, n) for name, n in (("1", steps), ("2", partitions)))
-    counters = {"echo": set(range(images)), "repetition": set(range(order.repetitions))}
+    parameters = Parameters(folder, ("acqp", "method"))
+    method = _method(parameters, folder)
+    stored = _stored(parameters, folder)
+    counters = {"echo": set(range(stored.images)), "repetition": set(range(stored.repetitions))}
     chosen = chosen_part(told.get("kspace", ""), counters, folder)
-    readouts = _readouts(order, block, first, second, images, chosen)
-    encoding, field, depth = _encoding(parameters, folder, (coils, samples), (first, second), known.keep_oversampling)
-    values = np.memmap(folder / "fid", dtype=np.uint8, mode="r")
-    shifts = _shifts(parameters, field, depth)
-
-    def load(readout: Readout) -> NDArray[np.complex64]:
-        raw = values[readout.at : readout.at + 2 * samples * coils * dtype.itemsize].view(dtype)
-        pairs = raw.astype(np.float32).reshape(coils, samples, 2)
-        laid = pairs.view(np.complex64)[..., 0]
-        along, across = shifts[min(readout.slice, len(shifts) - 1)]
-        turn = along * (readout.line - encoding.centre_row)
-        turn += across * (readout.partition - encoding.centre_partition) if encoding.partitions > 1 else 0.0
-        return laid * np.complex64(np.exp(2j * np.pi * turn)) if turn else laid
-
-    slices = list(range(count // images))
-    laid = laid_out(folder, encoding, readouts, slices, load)
-    distance = parameters.numbers("PVM_SPackArrSliceDistance")
-    slice_mm = parameters.numbers("PVM_SliceThick")[0] if parameters.numbers("PVM_SliceThick") else 1.0
-    if distance and len(distance) < len(slices):
-        slice_mm = distance[0]
+    readouts = stored.readouts(chosen)
+    encoding, field, depth = _encoding(parameters, folder, stored, known.keep_oversampling)
+    load = _loader(folder, stored, encoding, _shifts(parameters, field, depth))
+    laid = laid_out(folder, encoding, readouts, range(stored.slices), load)
+    slice_mm = _slice_distance(parameters, stored.slices)
     if encoding.partitions > 1:
         slice_mm = depth / encoding.partitions
         if laid.along_readout:
             field, slice_mm = (field[0], depth), field[1] / encoding.pixels
-    matched = (
-        Match(
-            "k-space",
-            "fid",
-            laid.kspace.shape,
-            f"{method}: {order.repetitions} x {len(first) * len(second)} lines of {count} images, {coils} coils,"
-            f" {samples} samples of {dtype.name}",
-        ),
-        Match("field of view", "method", (), f"{field[0]:g} x {field[1]:g} mm, slices of {slice_mm:g} mm"),
-        Match("orientation", "as measured", (), "the readout runs along columns; ParaVision transposes some slices"),
-    )
     return MriAcquisition(
         path=folder,
         format="Bruker ParaVision",
@@ -263,17 +169,122 @@ def _read(folder: Path, known: Known) -> MriAcquisition:
             phase_axis=line_axis(laid.sampled, 0) if laid.along_readout else 0,
             calibrated=bool(parameters.numbers("PVM_Fov")),
         ),
-        matched=matched,
+        matched=(
+            Match("k-space", "fid", laid.kspace.shape, f"{method}: {_said(stored)}"),
+            Match("field of view", "method", (), f"{field[0]:g} x {field[1]:g} mm, slices of {slice_mm:g} mm"),
+            Match("orientation", "as measured", (), "readouts run along columns; ParaVision transposes some slices"),
+        ),
         warnings=(
             *part_warnings(counters, chosen),
-            *sampling_warnings(laid.sampled, coils),
+            *sampling_warnings(laid.sampled, stored.coils),
             *(centre_warnings(laid.kspace[laid.kspace.shape[0] // 2]) if encoding.partitions == 1 else ()),
         ),
         sources=parts(counters, laid.kspace.shape),
     )
 
 
-def _steps(parameters: _Parameters, folder: Path, which: str, count: int) -> list[int]:
+def _method(parameters: Parameters, folder: Path) -> str:
+    """Return the name of the method. Raises Unsupported where it does not measure lines of Cartesian k-space."""
+    method = parameters.word("Method") or parameters.word("ACQ_method") or "unknown"
+    other = next((name for name in _OTHER_METHODS if name in method.lower()), None)
+    if other is not None:
+        raise Unsupported(
+            f"{folder.name}: the method {method} ({other.upper()}) does not measure lines of Cartesian k-space"
+        )
+    if not (folder / "fid").is_file():
+        raise Unsupported(
+            f"{folder.name}: raw data of ParaVision 360 (rawdata.job0); those of ParaVision 5 and 6 (fid) are read"
+        )
+    return method
+
+
+def _stored(parameters: Parameters, folder: Path) -> _Stored:
+    """Return how readouts lie in the file. Raises BadInput where parameters and file do not fit together."""
+    sizes = parameters.numbers("ACQ_size")
+    if len(sizes) not in (2, 3) or any(size != int(size) or not 1 <= size < 1 << 24 for size in sizes):
+        raise BadInput(f"{folder.name}: ACQ_size is {sizes}; two or three sizes are read")
+    samples, steps = int(sizes[0]) // 2, int(sizes[1])
+    partitions = int(sizes[2]) if len(sizes) == 3 else 1
+    coils, count = parameters.whole("PVM_EncNReceivers", 1), parameters.whole("NI")
+    if count > MAX_IMAGES:
+        raise BadInput(f"{folder.name}: NI is {count}; at most {MAX_IMAGES} images are read", "Copy the folder again.")
+    echoes = parameters.whole("ACQ_rare_factor", 1) if parameters.word("ACQ_rare_factor") else 1
+    echoes = parameters.whole("ACQ_phase_factor", echoes)
+    if (steps * partitions) % echoes:
+        raise BadInput(f"{folder.name}: {steps} x {partitions} lines are no multiple of {echoes} of an excitation")
+    objects = [int(n) for n in parameters.numbers("ACQ_obj_order")] or list(range(count))
+    if sorted(objects) != list(range(count)):
+        raise BadInput(f"{folder.name}: ACQ_obj_order {objects[:8]} is no order of {count} objects")
+    dtype = _dtype(parameters, folder)
+    block = 2 * samples * coils * dtype.itemsize
+    if parameters.word("GO_block_size") == "Standard_KBlock_Format":
+        block = -(-block // _BLOCK) * _BLOCK
+    images = parameters.whole("ACQ_n_echo_images", 1)
+    if count % images:
+        raise BadInput(f"{folder.name}: {count} images are no multiple of {images} echoes")
+    stored = _Stored(
+        samples=samples,
+        coils=coils,
+        dtype=dtype,
+        block=block,
+        echoes=echoes,
+        objects=objects,
+        images=images,
+        groups=steps * partitions // echoes,
+        repetitions=parameters.whole("NR", 1),
+        first=_steps(parameters, folder, "1", steps),
+        second=_steps(parameters, folder, "2", partitions),
+    )
+    there, needed = (folder / "fid").stat().st_size, block * echoes * count * stored.groups * stored.repetitions
+    if there != needed:
+        raise BadInput(
+            f"{folder.name}/fid: {there} bytes on disk, but {_said(stored)} take {needed}",
+            "The file is cut short, or the files do not belong together; copy the folder again.",
+        )
+    return stored
+
+
+def _dtype(parameters: Parameters, folder: Path) -> np.dtype[Any]:
+    kind = parameters.word("GO_raw_data_format", "GO_32BIT_SGN_INT")
+    if kind not in _DTYPES:
+        raise Unsupported(f"{folder.name}/fid: values of the type {kind}; {', '.join(_DTYPES)} are read")
+    return np.dtype((">" if parameters.word("BYTORDA") == "big" else "<") + _DTYPES[kind])
+
+
+def _said(stored: _Stored) -> str:
+    """Say what a file holds."""
+    return (
+        f"{stored.repetitions} x {stored.groups * stored.echoes} lines of {len(stored.objects)} images, {stored.coils}"
+        f" coils, {stored.samples} samples of {stored.dtype.name}"
+    )
+
+
+def _loader(folder: Path, stored: _Stored, encoding: Encoding, shifts: list[tuple[float, float]]) -> Load:
+    """Return what reads the samples of a readout, shifted by shares of the field of view of its slice."""
+    values = np.memmap(folder / "fid", dtype=np.uint8, mode="r")
+    size = 2 * stored.samples * stored.coils * stored.dtype.itemsize
+
+    def load(readout: Readout) -> NDArray[np.complex64]:
+        raw = values[readout.at : readout.at + size].view(stored.dtype)
+        pairs = raw.astype(np.float32).reshape(stored.coils, stored.samples, 2)
+        laid = pairs.view(np.complex64)[..., 0]
+        along, across = shifts[min(readout.slice, len(shifts) - 1)]
+        turn = along * (readout.line - encoding.centre_row)
+        turn += across * (readout.partition - encoding.centre_partition) if encoding.partitions > 1 else 0.0
+        return laid * np.complex64(np.exp(2j * np.pi * turn)) if turn else laid
+
+    return load
+
+
+def _slice_distance(parameters: Parameters, slices: int) -> float:
+    """Return the distance of so many slices, mm."""
+    distance, thickness = parameters.numbers("PVM_SPackArrSliceDistance"), parameters.numbers("PVM_SliceThick")
+    if distance and len(distance) < slices:
+        return distance[0]
+    return thickness[0] if thickness else 1.0
+
+
+def _steps(parameters: Parameters, folder: Path, which: str, count: int) -> list[int]:
     """Return the phase-encoding steps in the order in which they were measured; 0 is the centre of k-space."""
     values = parameters.numbers(f"PVM_EncSteps{which}")
     if not values:
@@ -286,35 +297,12 @@ def _steps(parameters: _Parameters, folder: Path, which: str, count: int) -> lis
     return [int(value) for value in values]
 
 
-def _readouts(
-    order: _Order, block: int, first: list[int], second: list[int], images: int, chosen: dict[str, int]
-) -> list[Readout]:
-    """Return the readouts of the chosen echo and repetition; lines are counted from the lowest step."""
-    readouts = []
-    low, deep = min(first), min(second)
-    start = chosen["repetition"] * order.groups * len(order.objects) * order.echoes
-    for group in range(order.groups):
-        for place, image in enumerate(order.objects):
-            number, echo = divmod(image, images)
-            if echo != chosen["echo"]:
-                continue
-            for echo_line in range(order.echoes):
-                partition, line = divmod(group * order.echoes + echo_line, len(first))
-                at = start + (group * len(order.objects) + place) * order.echoes + echo_line
-                readouts.append(Readout(at * block, number, first[line] - low, second[partition] - deep))
-    return readouts
-
-
 def _encoding(
-    parameters: _Parameters,
-    folder: Path,
-    shape: tuple[int, int],
-    steps: tuple[list[int], list[int]],
-    keep_oversampling: bool,
+    parameters: Parameters, folder: Path, stored: _Stored, keep_oversampling: bool
 ) -> tuple[Encoding, tuple[float, float], float]:
     """Return how readouts lie in k-space, the extent `(y, x)` of the image and the depth of a slab, mm."""
-    coils, samples = shape
-    matrix = [int(n) for n in parameters.numbers("PVM_Matrix")] or [samples, max(steps[0]) - min(steps[0]) + 1]
+    samples, first, second = stored.samples, stored.first, stored.second
+    matrix = [int(n) for n in parameters.numbers("PVM_Matrix")] or [samples, max(first) - min(first) + 1]
     extent = parameters.numbers("PVM_Fov") or [float(n) for n in matrix]
     wider = [max(n, 1.0) for n in parameters.numbers("PVM_AntiAlias")]
     if len(matrix) < 2 or len(extent) < 2 or min(matrix) < 1 or max(matrix) > 1 << 16 or min(extent) <= 0:
@@ -329,14 +317,14 @@ def _encoding(
         columns = 2 * max(centre, samples - centre)
     kept = min(matrix[0], columns) if round(matrix[0] * wider[0]) == columns else round(columns / wider[0])
     encoded = [round(size * more) for size, more in zip(matrix, wider, strict=True)]
-    rows, centre_row = (whole_size(encoded[1], -min(steps[0]), max(steps[0]) - min(steps[0])), -min(steps[0]))
+    rows, centre_row = (whole_size(encoded[1], -min(first), max(first) - min(first)), -min(first))
     partitions, centre_partition = 1, 0
-    if len(steps[1]) > 1:
-        centre_partition = -min(steps[1])
-        partitions = whole_size(encoded[2], centre_partition, max(steps[1]) - min(steps[1]))
+    if len(second) > 1:
+        centre_partition = -min(second)
+        partitions = whole_size(encoded[2], centre_partition, max(second) - min(second))
     pixels = columns if keep_oversampling else max(kept, 1)
     encoding = Encoding(
-        coils=coils,
+        coils=stored.coils,
         samples=samples,
         centre=centre,
         columns=columns,
@@ -351,7 +339,7 @@ def _encoding(
     return encoding, field, extent[2] * wider[2]
 
 
-def _shifts(parameters: _Parameters, field: tuple[float, float], depth: float) -> list[tuple[float, float]]:
+def _shifts(parameters: Parameters, field: tuple[float, float], depth: float) -> list[tuple[float, float]]:
     """Return by which share of the field of view each slice lies off the centre along both phase encodings.
 
     The readout and the slice are moved by frequencies while measuring; the phase encodings are left to reconstruction.

@@ -6,10 +6,8 @@ Source: Inati et al. 2017, ISMRM Raw data format, doi:10.1002/mrm.26089; https:/
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -19,58 +17,25 @@ from equipoise_engine.acquisition import Match, MriAcquisition
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory, find
 from equipoise_engine.formats.heap import Table
-from equipoise_engine.formats.mri.kspace import (
-    Slices,
-    centre_warnings,
-    check_finite,
-    line_axis,
-    measured_positions,
-    sampling_warnings,
-)
+from equipoise_engine.formats.mri.kspace import check_finite
 from equipoise_engine.formats.mri.mrd_acquisitions import (
-    BOTH,
     COUNTERS,
     DAMAGE,
-    REVERSE,
     Acquisitions,
     Sorted,
     acquisitions_of,
     scan_groups,
     sorted_out,
 )
-from equipoise_engine.formats.mri.mrd_header import (
-    FIELD_KNOWN,
-    READOUT_AXIS,
-    encoded_space,
-    header_root,
-    limits_of,
-    user_number,
-)
+from equipoise_engine.formats.mri.mrd_cartesian import along_lines
+from equipoise_engine.formats.mri.mrd_header import header_root
+from equipoise_engine.formats.mri.mrd_part import Part, own, shape_of
 from equipoise_engine.formats.mri.mrd_trajectory import along_trajectory
-from equipoise_engine.formats.mri.readouts import (
-    MAX_RAMP_SAMPLES,
-    UNCORRECTED,
-    Encoding,
-    Grid,
-    Readout,
-    chosen_part,
-    filling_warnings,
-    gridding,
-    laid_out,
-    navigators,
-    noise_wanted,
-    part_warnings,
-    parts,
-    ramp_positions,
-    slice_order,
-    whole_size,
-)
+from equipoise_engine.formats.mri.parts import chosen_part, noise_wanted, part_warnings, parts
 from equipoise_engine.formats.roles import told_roles
-from equipoise_engine.geometry import Cartesian
 from equipoise_engine.recipe import Known, Source
 
 _CARTESIAN = ("cartesian", "epi", "")
-_RAMP_NAMES = ("rampUpTime", "flatTopTime", "rampDownTime", "acqDelayTime", "dwellTime")
 
 
 def is_ismrmrd(file: h5py.File, path: Path) -> bool:
@@ -183,6 +148,24 @@ def _read(file: h5py.File, path: Path, known: Known) -> MriAcquisition:
 
 def _read_one(path: Path, known: Known, scans: list[_Scan], told_part: str, with_noise: bool) -> MriAcquisition:
     """Return the first of the scans of a file."""
+    part, counters = _part(path, scans, told_part)
+    if with_noise:
+        part = _with_noise(part, scans)
+    told_slice = "slice" in told_part.lower()
+    if part.positioned:
+        scan = along_trajectory(part, part.chosen["slice"] if told_slice else None, known.matrix)
+    else:
+        scan = along_lines(part, known.keep_oversampling)
+    repeated = {name: values for name, values in counters.items() if name != "slice" or told_slice}
+    warnings = part_warnings(repeated, part.chosen)
+    trajectory = _trajectory_kind(part.root, part.number)
+    if not part.positioned and trajectory not in _CARTESIAN:
+        warnings.append(f"The header calls the trajectory {trajectory!r}; without positions, it is taken as Cartesian.")
+    return replace(scan, warnings=(*warnings, *scan.warnings), sources=parts(counters, scan.shape))
+
+
+def _part(path: Path, scans: list[_Scan], told: str) -> tuple[Part, dict[str, set[int]]]:
+    """Return the part of the first scan that is told, else its first, and the values that its counters take."""
     acquisitions, found = scans[0].acquisitions, scans[0].found
     heads, root = acquisitions.heads, _header(scans[0].group, path)
     if not found.imaging.size:
@@ -191,330 +174,47 @@ def _read_one(path: Path, known: Known, scans: list[_Scan], told_part: str, with
     spaces = heads["encoding_space_ref"]
     number = int(spaces[found.imaging[0]])
     imaging = found.imaging[spaces[found.imaging] == number]
-    index = heads["idx"]
-    counters = {name: {int(n) for n in np.unique(index[name][imaging])} for name in COUNTERS}
     trajectory = _trajectory_kind(root, number)
-    cartesian = trajectory in _CARTESIAN or not heads["trajectory_dimensions"][imaging].any()
-    if cartesian and trajectory in ("radial", "goldenangle", "spiral"):
+    positioned = trajectory not in _CARTESIAN and bool(heads["trajectory_dimensions"][imaging].any())
+    if not positioned and trajectory in ("radial", "goldenangle", "spiral"):
         raise Unsupported(f"{path.name}: a {trajectory} scan whose readouts do not tell where they lie in k-space")
-    if not cartesian:
-        counters["slice"] = {int(n) for n in np.unique(index["slice"][imaging])}
-    chosen = chosen_part(told_part, counters, path)
-
-    def taken(indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        same = np.ones(indices.size, dtype=bool)
-        for name in COUNTERS:
-            same &= index[name][indices] == chosen[name]
-        return np.asarray(indices[same & (spaces[indices] == number)])
-
-    imaging = taken(imaging)
+    names = (*COUNTERS, "slice") if positioned else COUNTERS
+    counters = {name: {int(n) for n in np.unique(heads["idx"][name][imaging])} for name in names}
+    chosen = chosen_part(told, counters, path, sorted(scan.name for scan in scans) if len(scans) > 1 else ())
+    imaging = own(heads, imaging, number, chosen)
     if not imaging.size:
-        raise BadInput(f"{path.name}: no imaging readouts belong to {told_part or 'the first part'}")
-    shape = _shape(heads, imaging, path)
-    noise = None
-    facts: list[Match] = []
-    for one in scans if with_noise else ():
-        dwell = float(heads["sample_time_us"][imaging[0]])
-        noise = _noise(one.acquisitions, one.found.noise, dwell, shape[0], path)
-        if noise is not None:
-            where = "noise measurements" if one is scans[0] else f"noise measurements of {one.name}"
-            facts.append(Match("noise", where, noise.shape, "(coil, sample)"))
-            break
-    warnings = part_warnings(counters, chosen)
-    if not cartesian:
-        told_slice = "slice" in told_part.lower()
-        scan = along_trajectory(
-            path, acquisitions, imaging, root, number, known, chosen["slice"] if told_slice else None
-        )
-        if not told_slice:
-            warnings = part_warnings({name: counters[name] for name in COUNTERS}, chosen)
-        warnings += list(scan.warnings)
-        return replace(
-            scan,
-            matched=(*scan.matched, *facts, *_not_used(found, found.navigators.size, found.calibration.size, noise)),
-            warnings=(*warnings, *sampling_warnings(np.ones((1, 1), dtype=np.bool_), shape[0])),
-            noise=noise,
-            sources=parts(counters, scan.shape),
-        )
-    if trajectory not in _CARTESIAN:
-        warnings.append(f"The header calls the trajectory {trajectory!r}; without positions, it is taken as Cartesian.")
-    return _cartesian(path, acquisitions, root, number, known, found, imaging, taken, counters, facts, warnings, noise)
-
-
-def _cartesian(
-    path: Path,
-    acquisitions: Acquisitions,
-    root: ElementTree.Element,
-    number: int,
-    known: Known,
-    found: Sorted,
-    imaging: NDArray[np.int64],
-    taken: Any,
-    counters: dict[str, set[int]],
-    facts: list[Match],
-    warnings: list[str],
-    noise: NDArray[np.complex64] | None,
-) -> MriAcquisition:
-    heads, index = acquisitions.heads, acquisitions.heads["idx"]
-    coils, samples, centre = _shape(heads, imaging, path)
-
-    def readouts(indices: NDArray[np.int64]) -> list[Readout]:
-        return [
-            Readout(
-                int(at),
-                int(index["slice"][at]),
-                int(index["kspace_encode_step_1"][at]),
-                int(index["kspace_encode_step_2"][at]),
-                bool(int(heads["flags"][at]) & REVERSE),
-            )
-            for at in indices
-        ]
-
-    def alike(indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        same = heads["active_channels"][indices] == coils
-        same &= heads["number_of_samples"][indices] == samples
-        same &= heads["center_sample"][indices] == heads["center_sample"][imaging[0]]
-        return np.asarray(indices[same])
-
-    lines = readouts(imaging)
-    echo_planar = any(readout.backwards for readout in lines)
-    filled = 0
-    calibration = alike(found.calibration)
-    if calibration.size and not echo_planar:
-        there = {(line.slice, line.line, line.partition) for line in lines}
-        slices = {line.slice for line in lines}
-        same = taken(calibration)
-        missing = [
-            line
-            for line in readouts(same if same.size else calibration)
-            if (line.slice, line.line, line.partition) not in there and line.slice in slices
-        ]
-        lines, filled = lines + missing, len(missing)
-    encoding, field, depth_mm = _encoding(path, root, number, lines, (coils, samples, centre), known.keep_oversampling)
-    encoding = replace(encoding, used=_used(heads, imaging, samples))
-    positions = _ramps(root, number, samples) if echo_planar and encoding.columns <= MAX_RAMP_SAMPLES else None
-    grid = None
-    if positions is not None:
-        # The object lies in the middle, whether or not the other pixels are kept.
-        middle = _encoding(path, root, number, lines, (coils, samples, centre), False)[0].pixels
-        matrix = gridding(positions, encoding.columns, middle)
-        grid = Grid(matrix, positions * (encoding.pixels / field[1]))
-        encoding = replace(encoding, samples=encoding.columns, centre=encoding.columns // 2, used=(0, encoding.columns))
-
-    def load(readout: Readout) -> NDArray[np.complex64]:
-        values = acquisitions.samples(readout.at)
-        if grid is None:
-            return values
-        with np.errstate(all="ignore"):  # damaged files hold places of any size
-            off_centre = float(heads["position"][readout.at] @ heads["read_dir"][readout.at])
-        return grid.straight(values, off_centre if np.isfinite(off_centre) else 0.0, readout.backwards)
-
-    places = {line.slice: tuple(heads["position"][line.at]) for line in reversed(lines[: imaging.size])}
-    order, distance = slice_order({at: tuple(float(x) for x in place) for at, place in places.items()})
-    laid = laid_out(path, encoding, lines, order, load)
-    slice_mm = depth_mm if distance is None else distance
-    if encoding.partitions > 1:
-        slice_mm = depth_mm / encoding.partitions
-        if laid.along_readout:
-            field, slice_mm = (field[0], depth_mm), field[1] / encoding.pixels
-    sampled, kspace = laid.sampled, laid.kspace
-    if encoding.pixels == encoding.columns and encoding.partitions == 1 and grid is None:
-        # Other programs write whole lines with zeros where nothing was measured.
-        sampled = sampled & measured_positions(kspace, path)
-    marked = readouts(alike(taken(found.navigators)))
-    corrected = navigators(encoding, marked, order, load) if marked and encoding.partitions == 1 else None
-    interference = _interference(acquisitions, found.interference, readouts, encoding, order, path)
-    axis = user_number(root, READOUT_AXIS)
-    oversampling = encoding.columns / encoding.pixels
-    removed = "no oversampling" if oversampling == 1 else f"{oversampling:.3g}-fold oversampling"
-    facts = [
-        Match(
-            "k-space",
-            "data",
-            kspace.shape,
-            f"{len(lines)} readouts of {samples} samples; {removed} removed, line"
-            f" {encoding.centre_row} placed at the centre",
-        ),
-        Match("field of view", "xml", (), f"{field[0]:g} x {field[1]:g} mm, slices of {slice_mm:.4g} mm"),
-        *facts,
-    ]
-    if encoding.partitions > 1:
-        how = "not measured alike, so slices lie along the readout" if laid.along_readout else "transformed to slices"
-        facts.append(Match("slices", "kspace_encode_step_2", (encoding.partitions,), how))
-    if grid is not None:
-        facts.append(Match("ramp sampling", "xml", (), "samples of the gradient's ramps put on a grid"))
-    if filled:
-        facts.append(
-            Match("calibration", "parallel calibration", (filled,), "taken where no imaging line was measured")
-        )
-    if corrected is not None:
-        reason = "alternately forward and reversed readouts of each slice"
-        facts.append(Match("navigators", "phase correction", corrected.shape, reason))
-    if interference is not None:
-        facts.append(Match("interference", "data", interference.shape, "(slice, detector, ky, kx)"))
-    facts += _not_used(
-        found,
-        0 if corrected is not None else found.navigators.size,
-        found.calibration.size - filled,
-        noise,
-    )
-    warnings += filling_warnings(filled, bool((heads["flags"][imaging] & np.uint64(BOTH)).any()))
-    if echo_planar and corrected is None:
-        warnings.append(UNCORRECTED)
-    known_field = user_number(root, FIELD_KNOWN) != 0
-    scan = MriAcquisition(
+        raise BadInput(f"{path.name}: no imaging readouts belong to {told or 'the first part'}")
+    coils, samples, centre = shape_of(heads, imaging, path)
+    part = Part(
         path=path,
-        format="ISMRMRD",
-        kspace=kspace,
-        geometry=Cartesian(
-            sampled=sampled,
-            field_of_view_mm=field,
-            slice_mm=slice_mm,
-            phase_axis=line_axis(sampled, 0),
-            calibrated=known_field,
-        ),
-        matched=tuple(facts),
-        warnings=(
-            *warnings,
-            *laid.warnings,
-            *sampling_warnings(sampled, coils),
-            *(centre_warnings(kspace[kspace.shape[0] // 2]) if encoding.partitions == 1 else ()),
-        ),
-        noise=noise,
-        navigators=corrected,
-        reversed_lines=laid.reversed_lines,
-        interference=interference,
-        sources=parts(counters, kspace.shape),
-    )
-    return _turned(scan) if axis == 0 else scan
-
-
-def _turned(scan: MriAcquisition) -> MriAcquisition:
-    """Return a scan whose readouts lie along its columns, as files that this program writes may tell."""
-    assert isinstance(scan.geometry, Cartesian)
-    geometry, kspace = scan.geometry, scan.kspace
-    slices, coils, rows, columns = (int(n) for n in kspace.shape)
-
-    def load(index: int) -> NDArray[np.complex64]:
-        return np.ascontiguousarray(np.swapaxes(kspace[index], -1, -2))
-
-    return replace(
-        scan,
-        kspace=Slices(load, (slices, coils, columns, rows)),
-        geometry=replace(
-            geometry,
-            sampled=np.ascontiguousarray(geometry.sampled.T),
-            field_of_view_mm=(geometry.field_of_view_mm[1], geometry.field_of_view_mm[0]),
-            phase_axis=1 - geometry.phase_axis,
-        ),
-        interference=None if scan.interference is None else np.swapaxes(scan.interference[...], -1, -2),
-    )
-
-
-def _trajectory_kind(root: ElementTree.Element, number: int) -> str:
-    found = root.findall(".//{*}encoding")
-    return found[number].findtext("{*}trajectory", "").strip().lower() if number < len(found) else ""
-
-
-def _shape(heads: NDArray[Any], imaging: NDArray[np.int64], path: Path) -> tuple[int, int, int]:
-    """Return coils, samples and the sample at the centre of imaging readouts, which must agree."""
-    shapes = {
-        (int(head["active_channels"]), int(head["number_of_samples"]))
-        for head in np.unique(heads[["active_channels", "number_of_samples"]][imaging])
-    }
-    if len(shapes) > 1:
-        (coils, samples), (other_coils, other) = sorted(shapes)[:2]
-        raise Unsupported(
-            f"{path.name}: imaging readouts of different lengths ({coils} x {samples} and {other_coils} x {other})"
-        )
-    coils, samples = shapes.pop()
-    if coils == 0 or samples == 0:
-        raise BadInput(f"{path.name}: imaging readouts of {coils} coils and {samples} samples")
-    centres = np.bincount(heads["center_sample"][imaging])
-    centre = int(centres.argmax())
-    # A centre that was not set, or the last sample or one beyond, is taken to be the middle.
-    return coils, samples, centre if 0 < centre < samples or samples == 1 else samples // 2
-
-
-def _used(heads: NDArray[Any], imaging: NDArray[np.int64], samples: int) -> tuple[int, int]:
-    """Return the first sample that counts of readouts that lie forward, and the one after the last."""
-    forward = imaging[(heads["flags"][imaging] & np.uint64(REVERSE)) == 0]
-    if not forward.size:
-        return 0, samples
-    before, after = (int(np.bincount(heads[name][forward]).argmax()) for name in ("discard_pre", "discard_post"))
-    return (before, samples - after) if before + after < samples else (0, samples)
-
-
-def _encoding(
-    path: Path,
-    root: ElementTree.Element,
-    number: int,
-    lines: list[Readout],
-    shape: tuple[int, int, int],
-    keep_oversampling: bool,
-) -> tuple[Encoding, tuple[float, float], float]:
-    """Return how readouts lie in k-space, the extent `(y, x)` of their image, and the depth of a slice or slab, mm."""
-    coils, samples, centre = shape
-    space = encoded_space(root, "encodedSpace", number)
-    if space is None:
-        raise BadInput(
-            f"{path.name}: the header tells no encoded space with a field of view above 0 mm", "Export the file again."
-        )
-    extent, matrix = space
-    last, deepest = max(line.line for line in lines), max(line.partition for line in lines)
-    columns, whole_mm = max(matrix[0], 1), extent[0]
-    first = columns // 2 - centre
-    if first < 0 or first + samples > columns:
-        needed = 2 * max(centre, samples - centre)
-        if samples > columns:
-            # The matrix does not count what the readouts are oversampled.
-            whole_mm *= needed / columns
-        columns = needed
-    kept = encoded_space(root, "reconSpace", number)
-    kept_mm = extent[0] if kept is None else min(kept[0][0], extent[0])
-    pixels = columns
-    if not keep_oversampling and 0 < kept_mm < 0.95 * whole_mm:
-        pixels = max(1, round(columns * kept_mm / whole_mm))
-    field = (extent[1], whole_mm * pixels / columns)
-    limits = limits_of(root, "kspace_encoding_step_1", number)
-    rows, centre_row = _placed(limits, matrix[1], last)
-    limits = limits_of(root, "kspace_encoding_step_2", number)
-    partitions, centre_partition, kept_partitions = 1, 0, 1
-    depth = extent[2] if np.isfinite(extent[2]) and extent[2] > 0 else 1.0
-    if deepest > 0:
-        partitions, centre_partition = _placed(limits, matrix[2], deepest)
-        kept_partitions = partitions
-        if kept is not None and 0 < kept[0][2] < 0.95 * depth:
-            kept_partitions = max(1, round(partitions * kept[0][2] / depth))
-    encoding = Encoding(
+        acquisitions=acquisitions,
+        found=found,
+        root=root,
+        number=number,
+        chosen=chosen,
+        positioned=positioned,
+        imaging=imaging,
         coils=coils,
         samples=samples,
         centre=centre,
-        columns=columns,
-        pixels=pixels,
-        rows=rows,
-        centre_row=centre_row,
-        partitions=partitions,
-        centre_partition=centre_partition,
-        kept_partitions=kept_partitions,
     )
-    return encoding, field, depth
+    return part, counters
 
 
-def _placed(limits: tuple[int, int, int] | None, encoded: int, last: int) -> tuple[int, int]:
-    """Return the size of k-space along a phase encoding, and the number of the step at its centre."""
-    centre = encoded // 2
-    if limits is not None and limits[0] <= limits[2] <= limits[1] and limits[1] > 0:
-        centre = limits[2]
-    if centre == 0 and whole_size(encoded, 0, last) > encoded > last:
-        # It was not set: the lines reach as far as those of whole k-space do.
-        centre = encoded // 2
-    return whole_size(max(encoded, 1), centre, last), centre
+def _with_noise(part: Part, scans: list[_Scan]) -> Part:
+    """Return a part with the noise of its coils, of the first scan that measured it."""
+    dwell = float(part.heads["sample_time_us"][part.imaging[0]])
+    for scan in scans:
+        noise = _noise(scan, dwell, part.coils, part.path)
+        if noise is not None:
+            own_scan = scan is scans[0]
+            return replace(
+                part, noise=noise, noise_source="noise measurements" + ("" if own_scan else f" of {scan.name}")
+            )
+    return part
 
 
-def _noise(
-    acquisitions: Acquisitions, indices: NDArray[np.int64], image: float, coils: int, path: Path
-) -> NDArray[np.complex64] | None:
+def _noise(scan: _Scan, image: float, coils: int, path: Path) -> NDArray[np.complex64] | None:
     """Return the noise of the coils `(coil, sample)` at the bandwidth of the image, None where it was not measured.
 
     Parameters
@@ -522,73 +222,20 @@ def _noise(
     image
         Dwell time of the image in microseconds.
     """
-    heads = acquisitions.heads
-    indices = indices[heads["active_channels"][indices] == coils]
+    heads = scan.acquisitions.heads
+    indices = scan.found.noise[heads["active_channels"][scan.found.noise] == coils]
     if not indices.size:
         return None
     check_memory(16 * coils * int(heads["number_of_samples"][indices].sum()), f"the noise of {path.name}")
-    noise = np.concatenate([acquisitions.samples(int(at)) for at in indices], axis=1)
+    noise = np.concatenate([scan.acquisitions.samples(int(at)) for at in indices], axis=1)
     check_finite(noise, path, "noise (coil, sample)")
     # White noise grows with the root of the bandwidth.
-    own = float(heads["sample_time_us"][indices[0]])
-    if 0 < own < np.inf and 0 < image < np.inf and 1e-3 < own / image < 1e3:
-        noise = noise * np.float32(np.sqrt(own / image))
+    own_dwell = float(heads["sample_time_us"][indices[0]])
+    if 0 < own_dwell < np.inf and 0 < image < np.inf and 1e-3 < own_dwell / image < 1e3:
+        noise = noise * np.float32(np.sqrt(own_dwell / image))
     return np.asarray(noise, dtype=np.complex64)
 
 
-def _interference(
-    acquisitions: Acquisitions,
-    indices: NDArray[np.int64],
-    readouts: Callable[[NDArray[np.int64]], list[Readout]],
-    encoding: Encoding,
-    order: list[int],
-    path: Path,
-) -> NDArray[np.complex64] | None:
-    """Return what coils without signal measured `(slice, detector, ky, kx)`, None where there are none."""
-    if not indices.size or encoding.partitions > 1:
-        return None
-    detectors = int(acquisitions.heads["active_channels"][indices[0]])
-    laid = laid_out(path, replace(encoding, coils=detectors), readouts(indices), order, _loader(acquisitions))
-    return np.asarray(laid.kspace[...])
-
-
-def _loader(acquisitions: Acquisitions) -> Callable[[Readout], NDArray[np.complex64]]:
-    return lambda readout: acquisitions.samples(readout.at)
-
-
-def _ramps(root: ElementTree.Element, number: int, samples: int) -> NDArray[np.float64] | None:
-    """Return where samples on a changing gradient lie, as `readouts.ramp_positions`; None where it was constant."""
+def _trajectory_kind(root: ElementTree.Element, number: int) -> str:
     found = root.findall(".//{*}encoding")
-    description = found[number].find("{*}trajectoryDescription") if number < len(found) else None
-    if description is None:
-        return None
-    told: dict[str, float] = {}
-    for item in description:
-        try:
-            told[item.findtext("{*}name", "")] = float(item.findtext("{*}value", "nan"))
-        except ValueError:
-            continue
-    up, flat, down, delay, dwell = (told.get(name, np.nan) for name in _RAMP_NAMES)
-    count = told.get("numSamples", float(samples))
-    if not np.isfinite([up, flat, down, delay, dwell]).all() or count != samples or up + down <= 0:
-        return None
-    # Times are in microseconds; so are dwell times, but for those of some converters, in nanoseconds.
-    duration = dwell * samples
-    if duration > 20 * (up + flat + down):
-        duration /= 1000.0
-    if delay >= up and delay + duration <= up + flat:
-        return None  # all on the plateau
-    return ramp_positions(samples, up=up, flat=flat, down=down, delay=delay, duration=duration)
-
-
-def _not_used(found: Sorted, correction: int, calibration: int, noise: NDArray[np.complex64] | None) -> list[Match]:
-    """Return what of the file is not used, by its kind."""
-    others = found.others.copy()
-    others["phase correction navigator"] += int(correction)
-    others["calibration"] += int(calibration)
-    others["noise measurement"] += 0 if noise is not None else int(found.noise.size)
-    return [
-        Match("not used", kind, (count,), "these readouts are none of the image")
-        for kind, count in sorted(others.items())
-        if count
-    ]
+    return found[number].findtext("{*}trajectory", "").strip().lower() if number < len(found) else ""

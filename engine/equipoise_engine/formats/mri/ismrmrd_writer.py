@@ -20,7 +20,7 @@ from equipoise_engine.formats.atomic import new_file
 from equipoise_engine.formats.hdf5 import open_file
 from equipoise_engine.formats.mri.ismrmrd_file import read_ismrmrd
 from equipoise_engine.formats.mri.mrd_acquisitions import DUMMY, INTERFERENCE, NOISE, PHASE_CORRECTION, REVERSE
-from equipoise_engine.formats.mri.mrd_header import FIELD_KNOWN, READOUT_AXIS
+from equipoise_engine.formats.mri.mrd_header import FIELD_KNOWN, READOUT_AXIS, WEIGHTS_KNOWN
 from equipoise_engine.geometry import Cartesian, NonCartesian
 from equipoise_engine.progress import Progress, Watch
 from equipoise_engine.recipe import Known
@@ -31,7 +31,9 @@ MOST_COILS = 1024
 NOISE_SAMPLES = 4096
 """Longest readout of noise that is written."""
 _NAMESPACE = "http://www.ismrm.org/ISMRMRD"
-_LAST = 1 << 24
+# Flags of the first and the last readout of an image for which programs wait: of its lines, its slice, all slices.
+_FIRST_OF_SLICE, _LAST_OF_SLICE = 1 << 0 | 1 << 6, 1 << 1 | 1 << 7
+_FIRST_OF_ALL, _LAST_OF_ALL = 1 << 12, 1 << 13 | 1 << 24
 _COUNTERS = np.dtype(
     [
         ("kspace_encode_step_1", "<u2"),
@@ -81,7 +83,8 @@ _READOUT = np.dtype([("head", _HEAD), ("traj", _REALS), ("data", _REALS)])
 def write_ismrmrd(scan: MriAcquisition, path: Path, watch: Watch) -> Path:
     """Write a scan as an ISMRMRD file, read it back and compare; return its path.
 
-    Every measured line becomes a readout, of a `NonCartesian` scan with its positions in cycles per pixel. Noise lines,
+    Every measured line becomes a readout, of a `NonCartesian` scan with its positions in cycles per pixel, and the
+    weights of its samples in place of a third coordinate, as Gadgetron has them. Noise lines,
     navigators and readouts of the other direction are flagged; reference coils for interference are on lines flagged as
     dummies. The header holds geometry only, nothing of a person.
 
@@ -106,10 +109,8 @@ def write_ismrmrd(scan: MriAcquisition, path: Path, watch: Watch) -> Path:
             for readouts in _before(scan):
                 _append(data, readouts)
             for index in range(slices):
-                readouts = _slice(scan, index)
-                if index == slices - 1:
-                    readouts[-1]["head"]["flags"] |= _LAST
-                _append(data, readouts)
+                for readouts in _slice(scan, index):
+                    _append(data, readouts)
                 watch(Progress("write", index + 1, slices))
         _compare(scan, temporary, path)
     return path
@@ -164,26 +165,36 @@ def _place(scan: MriAcquisition, readouts: NDArray[Any], index: int) -> None:
     readouts["head"]["position"][:, 2] = (index - (scan.slices - 1) / 2) * scan.geometry.slice_mm
 
 
-def _slice(scan: MriAcquisition, index: int) -> NDArray[Any]:
-    """Return the readouts of a slice."""
+def _slice(scan: MriAcquisition, index: int) -> Iterator[NDArray[Any]]:
+    """Yield the readouts of a slice; those of its image come last."""
     values = np.asarray(scan.kspace[index])
     match scan.geometry:
         case Cartesian() as geometry:
-            readouts = _lines(values, geometry, scan.reversed_lines, 0)
             if scan.interference is not None:
                 other = np.asarray(scan.interference[index])
-                # before the others, so that the last readout of a scan is one of its image
-                readouts = np.concatenate(
-                    [_lines(other, geometry, scan.reversed_lines, DUMMY | INTERFERENCE), readouts]
-                )
+                seen = _lines(other, geometry, scan.reversed_lines, DUMMY | INTERFERENCE)
+                _place(scan, seen, index)
+                yield seen
+            readouts = _lines(values, geometry, scan.reversed_lines, 0)
         case NonCartesian() as geometry:
-            readouts = _readouts(np.ascontiguousarray(values.transpose(1, 0, 2)))
-            readouts["head"]["trajectory_dimensions"] = 2
-            readouts["head"]["idx"]["kspace_encode_step_1"] = np.arange(readouts.size)
-            per_pixel = (geometry.trajectory / np.array(geometry.matrix))[..., ::-1].astype("<f4")
-            for at in range(readouts.size):
-                readouts["traj"][at] = per_pixel[at].reshape(-1)
+            readouts = _along(values, geometry)
     _place(scan, readouts, index)
+    flags = readouts["head"]["flags"]
+    flags[0] |= _FIRST_OF_SLICE | (_FIRST_OF_ALL if index == 0 else 0)
+    flags[-1] |= _LAST_OF_SLICE | (_LAST_OF_ALL if index == scan.slices - 1 else 0)
+    yield readouts
+
+
+def _along(values: NDArray[np.complex64], geometry: NonCartesian) -> NDArray[Any]:
+    """Return the readouts of a slice `(coil, readout, sample)` with their positions, and weights where it has any."""
+    readouts = _readouts(np.ascontiguousarray(values.transpose(1, 0, 2)))
+    points = (geometry.trajectory / np.array(geometry.matrix))[..., ::-1]
+    if geometry.density is not None:
+        points = np.concatenate([points, geometry.density[..., None]], axis=-1)
+    readouts["head"]["trajectory_dimensions"] = points.shape[-1]
+    readouts["head"]["idx"]["kspace_encode_step_1"] = np.arange(readouts.size)
+    for at in range(readouts.size):
+        readouts["traj"][at] = points[at].astype("<f4").reshape(-1)
     return readouts
 
 
@@ -251,7 +262,12 @@ def _header(scan: MriAcquisition) -> bytes:
             put(limit, part, number)
     put(encoding, "trajectory", trajectory)
     user = put(root, "userParameters")
-    for name, number in ((READOUT_AXIS, readout_axis), (FIELD_KNOWN, int(geometry.calibrated))):
+    weighted = isinstance(geometry, NonCartesian) and geometry.density is not None
+    for name, number in (
+        (READOUT_AXIS, readout_axis),
+        (FIELD_KNOWN, int(geometry.calibrated)),
+        *(((WEIGHTS_KNOWN, 1),) if weighted else ()),
+    ):
         parameter = put(user, "userParameterLong")
         put(parameter, "name", name)
         put(parameter, "value", number)

@@ -7,6 +7,7 @@ doi:10.1002/mrm.28992, whose examples name the variables.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -24,27 +25,31 @@ from equipoise_engine.formats.mri.kspace import (
     measured_positions,
     sampling_warnings,
 )
+from equipoise_engine.formats.mri.matlab_axes import MAX_COILS, likely_axes, ordered, told_axes
 from equipoise_engine.formats.mri.trajectory import image_size
 from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.geometry import Cartesian, NonCartesian
-from equipoise_engine.preprocess.kspace import to_image
 from equipoise_engine.recipe import Known, Source
 
 KSPACE_NAMES = frozenset({"data", "datafft", "kspace", "kdata", "ksp", "rawdata", "raw", "signal", "fid", "meas"})
 TRAJECTORY_NAMES = frozenset({"k", "traj", "trajectory", "ktraj", "kloc", "coord", "coords"})
 DENSITY_NAMES = frozenset({"w", "dcf", "density", "weights", "dcomp"})
 NOISE_NAMES = frozenset({"noise", "noisedata", "noisescan"})
+SENSITIVITY_NAMES = frozenset({"sens", "sensitivity", "sensitivities", "smap", "smaps", "csm", "coilmaps", "maps"})
 """Names in small letters and without underscores."""
-MAX_COILS = 128
-PEAKED = 10.0
-"""How much more energy than in the median position lies in the middle of an axis that is still encoded."""
 _DETECTOR = re.compile(r"noise|emi|interf", re.IGNORECASE)
 _REAL_KINDS = ("double", "single", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 def read_kspace(path: Path, variables: list[Variable], known: Known) -> MriAcquisition:
-    """Return the k-space in a file with these variables. Raises as `matlab.read_matlab`."""
+    """Return the k-space in a file with these variables. Raises as `matlab.read_matlab`.
+
+    The source of the k-space may tell its axes, as "kspace@ky,kx,coil,slice".
+    """
     told = told_roles(known, path, ("kspace", "trajectory", "density", "noise", "interference"))
+    axes = None
+    if "kspace" in told:
+        told["kspace"], axes = told_axes(told["kspace"])
     variables, inside = _opened(path, variables)
 
     def found(role: str, names: frozenset[str]) -> Variable | None:
@@ -72,15 +77,19 @@ def read_kspace(path: Path, variables: list[Variable], known: Known) -> MriAcqui
         raise BadInput(f"{path.name}: {data} is not complex; k-space is", "Export complex k-space, not magnitudes.")
     sources = tuple(Source(v.name, v.shape, v.kind) for v in variables if v.kind in _REAL_KINDS)
     if trajectory is not None:
-        points = _positions(path, trajectory, values[trajectory.name])
+        positions = _positions(path, trajectory, values[trajectory.name])
         weights = None if density is None else (density, values[density.name])
-        return _along(path, data, kspace, (trajectory, *points), weights, known.matrix, sources)
-    stack, order, guess = _slices(path, data, kspace)
+        scan = _along(path, (data, kspace), positions, weights, known.matrix)
+        return replace(scan, sources=sources)
+    single, guess = kspace.astype(np.complex64), []
+    if axes is None:
+        axes, guess = likely_axes(path, data, single, _coil_counts(variables, noise))
+    stack = ordered(path, data, single, axes)
     check_finite(stack, path, f"{data.name} (slice, coil, ky, kx)")
     sampled = measured_positions(stack, path)
     rows, columns = sampled.shape
     coils = stack.shape[1]
-    matched = [Match("k-space", data.name, data.shape, f"complex, taken as {order}")]
+    matched = [Match("k-space", data.name, data.shape, _order(axes))]
     interference = None
     phase_axis = line_axis(sampled, 0)
     if detectors:
@@ -188,6 +197,21 @@ def _detectors(path: Path, variables: list[Variable], data: Variable, told: dict
     return sorted(fitting, key=lambda v: [int(n) for n in re.findall(r"\d{1,9}", v.name)])
 
 
+def _coil_counts(variables: list[Variable], noise: Variable | None) -> set[int]:
+    """Return how many coils there may be, as noise `(coil, sample)` and sensitivities `(y, x, coil)` tell."""
+    maps = [v for v in variables if v.name.rpartition(".")[2].lower().replace("_", "") in SENSITIVITY_NAMES]
+    counts = {v.shape[2] for v in maps if len(v.shape) == 3}
+    return counts | ({noise.shape[0], noise.shape[-1]} if noise is not None else set())
+
+
+def _order(axes: tuple[str, ...]) -> str:
+    """Say how the axes of k-space were taken."""
+    said = f"complex, taken as ({', '.join(axes)})"
+    if "coil" not in axes:
+        said += ", one coil"
+    return said + (", transformed along kz" if "kz" in axes else "")
+
+
 def _noise(path: Path, variable: Variable | None, value: Value, coils: int) -> NDArray[np.complex64] | None:
     """Return noise `(coil, sample)`; None where there is none of this many coils."""
     if not isinstance(value, np.ndarray) or value.dtype.kind != "c" or value.ndim < 2:
@@ -200,53 +224,31 @@ def _noise(path: Path, variable: Variable | None, value: Value, coils: int) -> N
     return noise
 
 
-# --- Cartesian --------------------------------------------------------------------------------------
-
-
-def _slices(path: Path, data: Variable, kspace: NDArray[np.complex128]) -> tuple[NDArray[np.complex64], str, list[str]]:
-    """Return k-space `(slice, coil, ky, kx)`, how its axes were taken, and what was guessed."""
-    single = kspace.astype(np.complex64)
-    if kspace.ndim == 2:
-        return np.ascontiguousarray(single[None, None]), "(ky, kx), one coil", []
-    shape = kspace.shape
-    if kspace.ndim == 3:
-        last, first = shape[2], shape[0]
-        if last <= MAX_COILS and last < min(shape[:2]):
-            return np.ascontiguousarray(single.transpose(2, 0, 1)[None]), "(ky, kx, coil)", []
-        if first <= MAX_COILS and first < min(shape[1:]):
-            return np.ascontiguousarray(single[None]), "(coil, ky, kx)", []
-        raise BadInput(
-            f"{path.name}: {data.name} has shape {shape}; the last axis, the coils, must be the shortest and at most"
-            f" {MAX_COILS}",
-            "Order the axes as (ky, kx, coil).",
-        )
-    if shape[3] > MAX_COILS:
-        raise BadInput(
-            f"{path.name}: {data.name} has shape {shape}; the last of four axes, the coils, may be {MAX_COILS} at most",
-            "Order the axes as (ky, kx, slice, coil).",
-        )
-    # The middle of an axis that is still encoded holds nearly all of the signal.
-    energy = np.sum(np.abs(single) ** 2, axis=(0, 1, 3))
-    middle = shape[2] // 2
-    encoded = shape[2] > 2 and float(energy[middle]) > PEAKED * max(float(np.median(energy)), 1e-30)
-    stack = np.ascontiguousarray(single.transpose(2, 3, 0, 1))
-    if not encoded:
-        guess = "Its third axis was taken for slices and its last one for coils; if they are the other way, turn them."
-        return stack, "(ky, kx, slice, coil)", [guess] if shape[2] > 1 else []
-    for coil in range(shape[3]):
-        stack[:, coil] = to_image(stack[:, coil], (0,))
-    return (
-        stack,
-        "(ky, kx, kz, coil), transformed along kz",
-        ["Its third axis was taken for a second phase encoding, as the signal lies in its middle."],
-    )
-
-
 # --- along a trajectory -----------------------------------------------------------------------------
 
 
-def _positions(path: Path, variable: Variable, value: Value) -> tuple[NDArray[np.float64], str, int | None]:
-    """Return positions `(sample, readout, 2)` in cycles per pixel, their unit, and the matrix that they tell."""
+@dataclass(frozen=True)
+class _Trajectory:
+    """Where k-space was measured.
+
+    Parameters
+    ----------
+    points
+        `(sample, readout, 2)` in cycles per pixel.
+    unit
+        Of the values in the file.
+    matrix
+        Rows and columns of the image that they tell, where they do.
+    """
+
+    variable: Variable
+    points: NDArray[np.float64]
+    unit: str
+    matrix: int | None
+
+
+def _positions(path: Path, variable: Variable, value: Value) -> _Trajectory:
+    """Return the trajectory that a variable holds."""
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iufc" or not np.isfinite(value).all():
         raise BadInput(f"{path.name}: {variable} must hold finite positions, ky + i kx or pairs", "Export it again.")
     if value.dtype.kind == "c":
@@ -269,12 +271,12 @@ def _positions(path: Path, variable: Variable, value: Value) -> tuple[NDArray[np
         )
     reach = float(np.abs(points).max(initial=0.0))
     if 0.05 < reach < 0.51:
-        return points, f"cycles per pixel, up to {reach:.3g}", None
+        return _Trajectory(variable, points, f"cycles per pixel, up to {reach:.3g}", None)
     if 0.9 * np.pi < reach < 1.02 * np.pi:
-        return points / (2 * np.pi), f"radians per pixel, up to {reach:.3g}", None
+        return _Trajectory(variable, points / (2 * np.pi), f"radians per pixel, up to {reach:.3g}", None)
     if 8 <= reach < 4096:
         matrix = 2 * round(reach)
-        return points / matrix, f"cycles per field of view, up to {reach:.4g}", matrix
+        return _Trajectory(variable, points / matrix, f"cycles per field of view, up to {reach:.4g}", matrix)
     raise BadInput(
         f"{path.name}: {variable} reaches {reach:.4g}; positions in cycles per pixel reach up to 0.5, in cycles per"
         " field of view half of the matrix",
@@ -284,16 +286,15 @@ def _positions(path: Path, variable: Variable, value: Value) -> tuple[NDArray[np
 
 def _along(
     path: Path,
-    data: Variable,
-    kspace: NDArray[np.complex128],
-    trajectory: tuple[Variable, NDArray[np.float64], str, int | None],
+    measured: tuple[Variable, NDArray[np.complex128]],
+    trajectory: _Trajectory,
     density: tuple[Variable, Value] | None,
     matrix: tuple[int, int] | None,
-    sources: tuple[Source, ...],
 ) -> MriAcquisition:
-    """Return k-space `(sample, readout, coil)` that lies along a trajectory."""
-    variable, positions, unit, told = trajectory
-    samples, readouts = positions.shape[:2]
+    """Return what was measured, k-space `(sample, readout, coil)`, along a trajectory."""
+    data, kspace = measured
+    variable, told = trajectory.variable, trajectory.matrix
+    samples, readouts = trajectory.points.shape[:2]
     if kspace.shape[: 2 - (readouts == 1)] == (samples, readouts)[: 2 - (readouts == 1)]:
         planes = kspace.reshape(samples, readouts, -1)
     else:
@@ -305,7 +306,7 @@ def _along(
         raise BadInput(f"{path.name}: {data} would have {planes.shape[2]} coils; at most {MAX_COILS} are read")
     laid = np.ascontiguousarray(planes.transpose(2, 1, 0), dtype=np.complex64)[None]
     check_finite(laid, path, f"{data.name} (slice, coil, readout, sample)")
-    points = np.ascontiguousarray(positions.transpose(1, 0, 2))
+    points = np.ascontiguousarray(trajectory.points.transpose(1, 0, 2))
     note: list[str] = []
     if matrix is not None:
         chosen = matrix
@@ -317,7 +318,7 @@ def _along(
         note = [f"The file gives no size of the image; {size} x {size} was taken, as {why}."]
     matched = [
         Match("k-space", data.name, data.shape, "complex, (sample, readout, coil), as long as the trajectory"),
-        Match("trajectory", variable.name, variable.shape, f"ky + i kx in {unit}"),
+        Match("trajectory", variable.name, variable.shape, f"ky + i kx in {trajectory.unit}"),
     ]
     compensation = None
     if density is not None:
@@ -340,5 +341,4 @@ def _along(
         matched=tuple(matched),
         warnings=(*note, *sampling_warnings(np.ones((1, 1), dtype=np.bool_), laid.shape[1])),
         guessed=("matrix",) if note else (),
-        sources=sources,
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 MAX_HEADER_BYTES = 4 << 20
 READOUT_AXIS, FIELD_KNOWN = "equipoise_readout_axis", "equipoise_field_of_view_known"
+WEIGHTS_KNOWN = "equipoise_third_coordinate_is_weight"
 """Parameters of the user in headers that this program writes."""
 
 

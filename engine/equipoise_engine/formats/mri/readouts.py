@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,6 @@ from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.mri.kspace import Slices, check_finite
 from equipoise_engine.preprocess.kspace import to_image, without_oversampling
-from equipoise_engine.recipe import Source
-
-MAX_RAMP_SAMPLES = 4096
-"""Longest readout of a changing gradient that is put on a grid."""
-MAX_SOURCES = 64
-"""Parts of a scan that are named for a choice of others."""
-_PART = re.compile(r"([a-z][a-z ]*?)\s*(\d{1,9})")
-_PLURALS = {"echo": "echoes", "index a": "indices a"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +83,14 @@ class Encoding:
         """Column of a readout's first sample."""
         return self.columns // 2 - self.centre
 
+    def row(self, readout: Readout) -> int:
+        """Return the row of k-space that a readout is."""
+        return readout.line + self.rows // 2 - self.centre_row
+
+    def depth(self, readout: Readout) -> int:
+        """Return the partition of k-space that a readout lies in."""
+        return readout.partition + self.partitions // 2 - self.centre_partition
+
     @property
     def measured(self) -> NDArray[np.bool_]:
         """Which of the columns that are kept were measured `(pixels,)`."""
@@ -134,7 +134,7 @@ class Laid:
 
     kspace: Slices
     sampled: NDArray[np.bool_]
-    reversed_lines: NDArray[np.bool_] | None
+    reversed_lines: NDArray[np.bool_] | None = None
     along_readout: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -159,59 +159,72 @@ def laid_out(path: Path, encoding: Encoding, readouts: Sequence[Readout], order:
     OutOfMemory
         One slice, or one three-dimensional scan, does not fit into the memory.
     """
-    rows, columns = encoding.rows, encoding.columns
-    shift = rows // 2 - encoding.centre_row
-    lines = np.array([readout.line for readout in readouts]) + shift
-    depths = np.array([readout.partition for readout in readouts])
-    depths += encoding.partitions // 2 - encoding.centre_partition
-    for places, size, name in ((lines, rows, "line"), (depths, encoding.partitions, "partition")):
-        if places.min() < 0 or places.max() >= size:
+    _check_places(path, encoding, readouts)
+    plane_bytes = 8 * encoding.coils * encoding.rows * encoding.columns
+    check_memory(
+        4 * plane_bytes, f"one slice of {path.name} ({encoding.coils} coils of {encoding.rows} x {encoding.columns})"
+    )
+    slabs = {number: [readout for readout in readouts if readout.slice == number] for number in order}
+    if encoding.partitions == 1:
+        laid = _flat(path, encoding, list(slabs.values()), load)
+    else:
+        partitions_bytes = 3 * 8 * encoding.coils * encoding.partitions * encoding.rows * encoding.pixels
+        check_memory(partitions_bytes + 4 * plane_bytes, f"the three-dimensional scan of {path.name}")
+        laid = _deep(path, encoding, list(slabs.values()), load)
+    backwards = np.zeros(encoding.rows, dtype=bool)
+    backwards[[encoding.row(readout) for readout in readouts if readout.backwards]] = True
+    return replace(laid, reversed_lines=backwards if backwards.any() else None, warnings=tuple(_unlike(slabs)))
+
+
+def _check_places(path: Path, encoding: Encoding, readouts: Sequence[Readout]) -> None:
+    """Raise BadInput or Unsupported where a readout reaches beyond k-space."""
+    for name, places, size in (
+        ("line", [encoding.row(readout) for readout in readouts], encoding.rows),
+        ("partition", [encoding.depth(readout) for readout in readouts], encoding.partitions),
+    ):
+        if min(places) < 0 or max(places) >= size:
             raise BadInput(f"{path.name}: a {name} lies beyond the {size} of k-space", "Export the raw data again.")
-    if not 0 <= encoding.first <= columns - encoding.samples:
+    if not 0 <= encoding.first <= encoding.columns - encoding.samples:
         raise Unsupported(
             f"{path.name}: readouts of {encoding.samples} samples with the centre of k-space at {encoding.centre} reach"
-            f" beyond the {columns} that were to be measured"
+            f" beyond the {encoding.columns} that were to be measured"
         )
-    slabs = {number: [readout for readout in readouts if readout.slice == number] for number in order}
-    plane_bytes = 8 * encoding.coils * rows * columns
-    check_memory(4 * plane_bytes, f"one slice of {path.name} ({encoding.coils} coils of {rows} x {columns})")
-    backwards = np.zeros(rows, dtype=bool)
-    backwards[[readout.line + shift for readout in readouts if readout.backwards]] = True
-    reversed_lines = backwards if backwards.any() else None
-    sampled = np.zeros((rows, encoding.pixels), dtype=bool)
-    sampled[np.unique(lines)] = encoding.measured
-    warnings = tuple(_unlike(slabs))
-    if encoding.partitions == 1:
 
-        def load_slice(index: int) -> NDArray[np.complex64]:
-            plane = _plane(path, encoding, slabs[order[index]], load)
-            check_finite(plane, path, f"slice {index} (coil, ky, kx)")
-            cropped = encoding.cropped(plane)
-            check_finite(cropped, path, f"slice {index} without oversampling")
-            return np.asarray(cropped * sampled)
 
-        shape = (len(order), encoding.coils, rows, encoding.pixels)
-        return Laid(Slices(load_slice, shape), sampled, reversed_lines, warnings=warnings)
-    check_memory(
-        3 * 8 * encoding.coils * encoding.partitions * rows * encoding.pixels + 4 * plane_bytes,
-        f"the three-dimensional scan of {path.name}",
-    )
-    grid = np.zeros((encoding.partitions, rows), dtype=bool)
-    grid[depths, lines] = True
-    slab = _Slab(path, encoding, [slabs[number] for number in order], load)
-    depth_measured, line_measured = np.asarray(grid.any(axis=1)), np.asarray(grid.any(axis=0))
-    deep = np.flatnonzero(depth_measured)
-    alike = np.array_equal(grid, depth_measured[:, None] & line_measured[None, :])
+def _flat(path: Path, encoding: Encoding, slices: Sequence[Sequence[Readout]], load: Load) -> Laid:
+    """Return k-space of the readouts of each slice."""
+    sampled = _sampled_lines(encoding, slices)
+
+    def load_slice(index: int) -> NDArray[np.complex64]:
+        plane = _plane(path, encoding, slices[index], load)
+        check_finite(plane, path, f"slice {index} (coil, ky, kx)")
+        cropped = encoding.cropped(plane)
+        check_finite(cropped, path, f"slice {index} without oversampling")
+        return np.asarray(cropped * sampled)
+
+    return Laid(Slices(load_slice, (len(slices), encoding.coils, encoding.rows, encoding.pixels)), sampled)
+
+
+def _deep(path: Path, encoding: Encoding, slabs: Sequence[Sequence[Readout]], load: Load) -> Laid:
+    """Return k-space of the readouts of each slab of partitions."""
+    slab = _Slab(path, encoding, slabs, load)
+    grid = np.zeros((encoding.partitions, encoding.rows), dtype=bool)
+    for readout in chain.from_iterable(slabs):
+        grid[encoding.depth(readout), encoding.row(readout)] = True
+    depths, rows = np.asarray(grid.any(axis=1)), np.asarray(grid.any(axis=0))
+    deep = np.flatnonzero(depths)
+    alike = np.array_equal(grid, depths[:, None] & rows[None, :])
     if alike and deep.size == deep[-1] - deep[0] + 1:
+        sampled = _sampled_lines(encoding, slabs)
 
         def across(index: int) -> NDArray[np.complex64]:
             return np.asarray(slab.partition(index) * sampled)
 
-        shape = (len(order) * encoding.kept_partitions, encoding.coils, rows, encoding.pixels)
-        return Laid(Slices(across, shape), sampled, reversed_lines, warnings=warnings)
-    if len(order) > 1 or not encoding.measured.all():
+        count = len(slabs) * encoding.kept_partitions
+        return Laid(Slices(across, (count, encoding.coils, encoding.rows, encoding.pixels)), sampled)
+    if len(slabs) > 1 or not encoding.measured.all():
         raise Unsupported(
-            f"{path.name}: a three-dimensional scan of {len(order)} slabs, whose {encoding.partitions} partitions were"
+            f"{path.name}: a three-dimensional scan of {len(slabs)} slabs, whose {encoding.partitions} partitions were"
             " not measured alike, nor its readouts as a whole",
         )
     kept = np.ascontiguousarray(grid.T)
@@ -219,8 +232,15 @@ def laid_out(path: Path, encoding: Encoding, readouts: Sequence[Readout], order:
     def along(index: int) -> NDArray[np.complex64]:
         return np.asarray(slab.column(index) * kept)
 
-    shape = (encoding.pixels, encoding.coils, rows, encoding.partitions)
-    return Laid(Slices(along, shape), kept, reversed_lines, along_readout=True, warnings=warnings)
+    shape = (encoding.pixels, encoding.coils, encoding.rows, encoding.partitions)
+    return Laid(Slices(along, shape), kept, along_readout=True)
+
+
+def _sampled_lines(encoding: Encoding, slabs: Sequence[Sequence[Readout]]) -> NDArray[np.bool_]:
+    """Return where k-space was measured by whole lines `(ky, kx)`."""
+    sampled = np.zeros((encoding.rows, encoding.pixels), dtype=bool)
+    sampled[[encoding.row(readout) for readout in chain.from_iterable(slabs)]] = encoding.measured
+    return sampled
 
 
 def _unlike(slabs: Mapping[int, Sequence[Readout]]) -> list[str]:
@@ -242,10 +262,9 @@ def _plane(path: Path, encoding: Encoding, readouts: Iterable[Readout], load: Lo
     """Return averaged whole readouts `(coil, row, columns)`."""
     plane = np.zeros((encoding.coils, encoding.rows, encoding.columns), dtype=np.complex64)
     count = np.zeros(encoding.rows, dtype=np.float32)
-    shift = encoding.rows // 2 - encoding.centre_row
     for readout in readouts:
-        plane[:, readout.line + shift] += encoding.forward(readout, load(readout))
-        count[readout.line + shift] += 1
+        plane[:, encoding.row(readout)] += encoding.forward(readout, load(readout))
+        count[encoding.row(readout)] += 1
     plane /= np.maximum(count, 1)[:, None]
     return plane
 
@@ -287,10 +306,9 @@ class _Slab:
         """Return the k-space of a slab `(coil, partition, ky, kx)`."""
         encoding = self._encoding
         volume = np.zeros((encoding.coils, encoding.partitions, encoding.rows, encoding.pixels), dtype=np.complex64)
-        shift = encoding.partitions // 2 - encoding.centre_partition
         found: dict[int, list[Readout]] = {}
         for readout in self._slabs[number]:
-            found.setdefault(readout.partition + shift, []).append(readout)
+            found.setdefault(encoding.depth(readout), []).append(readout)
         for depth, readouts in found.items():
             plane = _plane(self._path, encoding, readouts, self._load)
             check_finite(plane, self._path, f"partition {depth} (coil, ky, kx)")
@@ -334,92 +352,11 @@ def navigators(
     return np.stack([values[:fewest] for values in slices]).astype(np.complex64) if fewest else None
 
 
-def ramp_positions(
-    samples: int, *, up: float, flat: float, down: float, delay: float, duration: float, sine: bool = False
-) -> NDArray[np.float64] | None:
-    """Return where samples on a changing gradient lie `(sample,)`, in cycles per pixel of all their pixels.
-
-    Parameters
-    ----------
-    up, flat, down
-        Times of a trapezoidal gradient, in any unit.
-    delay, duration
-        From its beginning to the first sample, and of all samples, in the same unit.
-    sine
-        Whether its ramps are a quarter of a sine each.
-
-    Returns
-    -------
-    positions
-        The middle of the samples lies at 0; None where the times make no readout.
-    """
-    if not 1 < samples <= MAX_RAMP_SAMPLES or min(up, flat, down, delay) < 0 or not 0 < duration < np.inf:
-        return None
-    time = delay + duration / samples * (np.arange(samples) + 0.5)
-    rise = np.clip(time / max(up, 1e-9), 0.0, 1.0)
-    fall = np.clip((up + flat + down - time) / max(down, 1e-9), 0.0, 1.0)
-    gradient = np.minimum(rise, fall)
-    if sine:
-        gradient = np.sin(np.pi / 2 * gradient)
-    gradient = np.maximum(gradient, 1e-4)
-    # From one sample to the next, half of the gradient of either counts.
-    reached = np.concatenate([[0.0], np.cumsum((gradient[1:] + gradient[:-1]) / 2)]) / gradient.sum()
-    middle = samples // 2
-    reached -= reached[middle] if samples % 2 else (reached[middle - 1] + reached[middle]) / 2
-    return reached if np.isfinite(reached).all() else None
-
-
-def gridding(positions: NDArray[np.float64], columns: int, pixels: int) -> NDArray[np.complex64]:
-    """Return the matrix `(columns, sample)` that takes samples at uneven positions to evenly spaced ones.
-
-    The regularised pseudo-inverse of their Fourier transform, after Rosenfeld 1998, doi:10.1002/mrm.1910400105. Where
-    samples lie too far apart for all columns, the signal is looked for in the middle pixels.
-
-    Parameters
-    ----------
-    positions
-        `(sample,)` in cycles per pixel, from -0.5 to 0.5; of the even ones, column j lies at
-        (j - (columns - 1) / 2) / columns.
-    pixels
-        Of the image, in whose middle the object lies.
-    """
-    place = np.arange(columns) - columns // 2
-    even = (np.arange(columns) - (columns - 1) / 2) / columns
-    encode = np.exp(-2j * np.pi * positions[:, None] * place[None, :]) / np.sqrt(columns)
-    penalty = np.where(np.abs(place) <= pixels / 2, 1e-4, 3e-2)
-    image = np.linalg.solve(encode.conj().T @ encode + np.diag(penalty), encode.conj().T)
-    back = np.exp(-2j * np.pi * even[:, None] * place[None, :]) / np.sqrt(columns)
-    return np.asarray(back @ image, dtype=np.complex64)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What puts samples of a changing gradient on a grid.
-
-    Parameters
-    ----------
-    matrix
-        `(columns, sample)`, of `gridding`.
-    positions
-        Of the samples along the readout `(sample,)`, cycles per mm.
-    """
-
-    matrix: NDArray[np.complex64]
-    positions: NDArray[np.float64]
-
-    def straight(self, samples: NDArray[np.complex64], off_centre_mm: float, backwards: bool) -> NDArray[np.complex64]:
-        """Return evenly spaced samples `(coil, columns)`, in the order in which they were measured.
-
-        The receiver follows an image off the centre as if the gradient were constant; its phase is changed to what the
-        gradient was. That of a line that is read backwards has the other sign.
-        """
-        if off_centre_mm:
-            off_centre_mm = -off_centre_mm if backwards else off_centre_mm
-            count = self.positions.size
-            step = float(np.diff(self.positions).max())
-            even = step * (np.arange(count) - (count - 1) / 2)
-            samples = samples * np.exp(2j * np.pi * off_centre_mm * (even - self.positions)).astype(np.complex64)
-        return np.asarray(samples @ self.matrix.T, dtype=np.complex64)
+def filling_warnings(filled: int, integrated: bool) -> list[str]:
+    """Return a warning where so many lines of a calibration fill in, unless they are an `integrated` part of a scan."""
+    if not filled or integrated:
+        return []
+    return [f"{filled} reference lines fill in for lines that were left out; their contrast may differ."]
 
 
 def whole_size(encoded: int, centre: int, last: int) -> int:
@@ -462,71 +399,3 @@ def slice_order(positions: Mapping[int, Sequence[float]]) -> tuple[list[int], fl
     # Places are told in single precision.
     distance = round(float(np.median(np.abs(np.diff(np.sort(height))))), 6)
     return ordered, distance if distance > 1e-3 else None
-
-
-def chosen_part(source: str, counters: Mapping[str, Iterable[int]], path: Path) -> dict[str, int]:
-    """Return which value of each counter is read: the first, or what a source like "repetition 2, echo 1" says.
-
-    Parameters
-    ----------
-    counters
-        The values that each counter takes, from 0; a source counts from 1.
-
-    Raises
-    ------
-    BadInput
-        The scan has no such part.
-    """
-    values = {name: sorted(set(found)) for name, found in counters.items()}
-    chosen = {name: found[0] for name, found in values.items() if found}
-    for part in filter(None, (text.strip() for text in source.lower().split(","))):
-        told = _PART.fullmatch(part)
-        name, number = (told[1], int(told[2]) - 1) if told is not None else (part, -1)
-        if number not in values.get(name, []):
-            there = ", ".join(f"{name} {n + 1}" for name, n in _choices(values))[:200] or "one only"
-            raise BadInput(f"{path.name}: the scan has no part {part!r}", f"Its parts are: {there}.")
-        chosen[name] = number
-    return chosen
-
-
-def noise_wanted(told: Mapping[str, str], path: Path) -> bool:
-    """Return whether the noise of a scan is to be read: unless the user tells that there is none.
-
-    Raises BadInput where a source is told: readouts of noise are marked in the file.
-    """
-    source = told.get("noise")
-    if source:
-        raise BadInput(
-            f"{path.name}: {source!r} cannot be told as the noise: its readouts are marked in the file",
-            "Leave it out, or tell an empty source where there is none.",
-        )
-    return source is None
-
-
-def parts(counters: Mapping[str, Iterable[int]], shape: tuple[int, ...]) -> tuple[Source, ...]:
-    """Return the parts of a scan that may be read in place of the first."""
-    values = {name: sorted(set(found)) for name, found in counters.items()}
-    return tuple(Source(f"{name} {n + 1}", shape, "k-space") for name, n in _choices(values)[:MAX_SOURCES])
-
-
-def part_warnings(counters: Mapping[str, Iterable[int]], chosen: Mapping[str, int]) -> list[str]:
-    """Return how many parts the scan has besides the one that is read."""
-    warnings = []
-    for name, found in counters.items():
-        values = sorted(set(found))
-        if len(values) > 1:
-            which = "the first" if chosen[name] == values[0] else f"number {chosen[name] + 1}"
-            several = _PLURALS.get(name, name + ("es" if name.endswith("s") else "s"))
-            warnings.append(f"The scan has {len(values)} {several}; {which} is read.")
-    return warnings
-
-
-def filling_warnings(filled: int, integrated: bool) -> list[str]:
-    """Return a warning where so many lines of a calibration fill in, unless they are an `integrated` part of a scan."""
-    if not filled or integrated:
-        return []
-    return [f"{filled} reference lines fill in for lines that were left out; their contrast may differ."]
-
-
-def _choices(values: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
-    return [(name, number) for name, found in values.items() if len(found) > 1 for number in found]

@@ -175,7 +175,8 @@ def _alone(path: Path, images: Samples, known: Known) -> CtAcquisition:
     if not only or "layout" in scan.guessed:
         return scan
     note = (
-        f"Such a file does not say that it is a sinogram: its {rows} rows were taken as the views of a parallel beam."
+        "Such a file does not say that it is a sinogram: its"
+        f" {f'{columns} columns' if known.transposed else f'{rows} rows'} were taken as the views of a parallel beam."
     )
     return replace(scan, warnings=(note, *scan.warnings), guessed=("layout", *scan.guessed))
 

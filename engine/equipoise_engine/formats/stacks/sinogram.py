@@ -25,6 +25,12 @@ ALIKE = 1.5
 """How many times as much as views a few steps apart mirrored views may differ."""
 MAX_PAIRS = 64
 """Pairs of views half the scan apart that are looked at."""
+SEAMLESS = 1.5
+"""How many times as much as any view from the next the last may differ from the first of a full turn."""
+ONWARD = 0.25
+"""Share of what views some steps apart usually differ by that those across the ends of a full turn differ by."""
+NOISE_SHARE = 0.2
+"""Share of the noise that a step must change of a view to be told from none."""
 FINER = 8
 """Parts of a column that views are moved by."""
 REPEATED = ", and the last repeats the first"
@@ -63,6 +69,14 @@ def find_range(sinogram: NDArray[np.float64]) -> tuple[AngleRange, str, bool]:
             reason + (REPEATED if repeats else ""),
             True,
         )
+    if _closes(rows, ends, allowed):
+        repeats = _starts_again(rows, ends)
+        reason = "the views go on from the last to the first as from any to the next, so they cover a full turn"
+        return (
+            AngleRange(start_deg=0.0, stop_deg=360.0, inclusive=repeats),
+            reason + (REPEATED if repeats else ""),
+            True,
+        )
     if last < allowed:
         repeats = _repeats(rows, min(ends, SEAM_STEPS, max((views - 2) // 4, 1)))
         reason = "the last view is the mirror image of the first, so they cover half a turn"
@@ -83,6 +97,42 @@ def _across(rows: NDArray[np.float64], offset: int) -> float:
     count = rows.shape[0] - offset
     pairs = np.unique(np.linspace(0, count - 1, min(count, MAX_PAIRS)).astype(int))
     return _difference(rows[pairs], rows[pairs + offset][:, ::-1])
+
+
+def _closes(rows: NDArray[np.float64], ends: int, allowed: float) -> bool:
+    """Whether the views go on from the last to the first, unmirrored, where it can be told.
+
+    That shows a full turn also about an axis so far off that hardly anything is seen from both sides. Of half a turn,
+    the last view is as the first where this one is its own mirror image; then views before the one are as those after
+    the other, whereas in a full turn they differ by the steps between them. Nothing
+    tells of an object all of whose views are their own mirror images, at most `allowed` from them.
+    """
+
+    def apart(steps: int) -> NDArray[np.float64]:
+        return np.asarray(((rows[steps:] - rows[:-steps]) ** 2).mean(axis=1))
+
+    seam = float(((rows[0] - rows[-1]) ** 2).mean())
+    if seam > SEAMLESS * float(apart(1).max()) or CLEARLY * seam > float(np.median(apart(rows.shape[0] // 4))):
+        return False
+    some = rows[:: max(rows.shape[0] // MAX_PAIRS, 1)]
+    if _difference(some, some[:, ::-1]) < allowed:
+        return False
+    around = float(((rows[-ends] - rows[ends - 1]) ** 2).mean())
+    return around > max(ONWARD * float(np.median(apart(2 * ends - 1))), seam)
+
+
+def _starts_again(rows: NDArray[np.float64], ends: int) -> bool:
+    """Whether the last view of a full turn is the first one again, or lies a step before it."""
+    # views near the seam change as those across it
+    before, behind = rows[-2 * ends :], rows[: 2 * ends]
+    seam = float(((rows[0] - rows[-1]) ** 2).mean())
+    one, two = (float(np.mean([(part[steps:] - part[:-steps]) ** 2 for part in (before, behind)])) for steps in (1, 2))
+    # noise adds the same to each, and twice the way is four times the square
+    step = (two - one) / 3
+    noise = max(one - step, 0.0)
+    if step > NOISE_SHARE * noise:
+        return seam < noise + 0.3 * step
+    return bool((rows.shape[0] - 1) % ROUND == 0)
 
 
 def _repeats(rows: NDArray[np.float64], ends: int) -> bool:

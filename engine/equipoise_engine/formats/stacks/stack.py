@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from equipoise_engine.acquisition import CtAcquisition, DataState, Match, Samples
 from equipoise_engine.errors import BadInput, Unsupported
 from equipoise_engine.formats.angles import angles_of_text, evenly, repeated_views, to_radians
-from equipoise_engine.formats.frames import Frames, Taken, Turned
+from equipoise_engine.formats.frames import Frames, Taken, Transposed, Turned
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.known import GIVEN
 from equipoise_engine.formats.roles import parsed, told_roles
@@ -69,7 +69,8 @@ def scan_of_stack(
     ----------
     images
         `(image, row, column)`; a single sinogram has one image. Which of them are projections, flats and darks is told
-        by `known.roles` with sources like "#0:10"; what an image is, by `known.layout`, else it is judged.
+        by `known.roles` with sources like "#0:10"; what an image is, by `known.layout`, else it is judged; with
+        `known.transposed` it is `(image, column, row)`.
     flats, darks
         Open-beam and beam-off frames from elsewhere `(frame, row, column)`; where they are given, roles that name them
         have been followed.
@@ -103,6 +104,7 @@ def scan_of_stack(
     """
     name = path.name
     images = _checked(images, name, "the images")
+    images = Transposed(images) if known.transposed else images
     seen = _thinned(images)
     if not np.isfinite(seen).any():
         raise BadInput(f"{name}: none of the {seen.size} values looked at is finite")
@@ -110,6 +112,8 @@ def scan_of_stack(
     told_angles, units = _told_angles(roles, path, known, angle_deg, angle_units)
     flats = _part("flats", roles, flats, beside, name)
     darks = _part("darks", roles, darks, beside, name)
+    if known.transposed:
+        flats, darks = (None if part is None else _as_images(part, images, known) for part in (flats, darks))
     warnings: list[str] = []
     guessed: list[str] = []
     given = {match.role: match for match in matched}
@@ -117,11 +121,12 @@ def scan_of_stack(
     if layout and known.layout not in ("", layout):
         raise BadInput(f"{name}: the images of such a scan are {layout}, not {known.layout}")
     reason, sure = "as files of this kind have them", True
+    layout_told = bool(layout or known.layout or known.transposed)
     if not layout:
         layout, reason, sure = _layout(images, seen, known, flats, None if told_angles is None else told_angles.size)
     if images.shape[0] == 1 and layout == "projections" and min(images.shape[1:]) > 1:
         raise BadInput(f"{name}: one projection is no scan", "A single image can be a sinogram: take that layout.")
-    if images.shape[0] == 1 and flats is None and not known.layout:
+    if images.shape[0] == 1 and flats is None and not known.layout and not known.transposed:
         images, turned = _upright(images, seen[0], None if told_angles is None else told_angles.size)
         if turned:
             reason = "there is one image, whose columns must be views"
@@ -130,6 +135,12 @@ def scan_of_stack(
                 f"The {images.shape[1]} columns of the image were taken as the views, as {turned}. Tell the layout"
                 " sinograms if its rows are."
             )
+    if sure and not layout_told and _views_are_columns(seen, layout):
+        guessed.append("layout")
+        warnings.append(
+            f"The images were taken as {layout}, as {reason}; but what they hold looks rather as if their columns were"
+            " the views. If so, tell the layout sinograms, transposed."
+        )
     if not sure:
         guessed.append("layout")
         warnings.append(
@@ -143,6 +154,7 @@ def scan_of_stack(
         told_angles = told_angles[own]
     projections = frames if own.size == frames.shape[0] else Taken(frames, own)
 
+    reason += f"; rows and columns swapped, {GIVEN}" if known.transposed else ""
     shape = tuple(int(n) for n in projections.shape)
     said = f"{shape[0]} views, {shape[1]} rows and {shape[2]} columns; the images are {layout}: {reason}"
     first = given.pop("projections", None)
@@ -201,6 +213,17 @@ def _checked(images: Samples, name: str, what: str) -> Samples:
     if 0 in shape:
         raise BadInput(f"{name}: {what} are empty: their shape is {shape}")
     return images
+
+
+def _as_images(frames: Samples, images: Samples, known: Known) -> Samples:
+    """Return frames of the detector, swapped as the images are unless these are sinograms and the frames are not."""
+    swapped = Transposed(frames)
+    sinograms = (int(images.shape[0]), int(images.shape[2]))
+    if known.layout == "sinograms" and tuple(frames.shape[1:]) == sinograms:
+        return frames
+    if not known.layout and tuple(swapped.shape[1:]) != tuple(images.shape[1:]) and frames.shape[1:] == sinograms:
+        return frames
+    return swapped
 
 
 def _told_angles(
@@ -375,6 +398,17 @@ def _upright(images: Samples, seen: NDArray[np.float64], angles: int | None) -> 
         return images, ""
     check_memory(2 * rows * columns * images.dtype.itemsize, f"an image of {rows} x {columns}")
     return np.ascontiguousarray(np.asarray(images[0]).T)[None], why
+
+
+def _views_are_columns(seen: NDArray[np.float64], layout: str) -> bool:
+    """Whether images `(row, column, view)` are more likely than the layout that was taken.
+
+    The sums over their rows are then far steadier along their columns than the sums over columns along the views.
+    """
+    if min(seen.shape) < MIN_VIEWS:
+        return False
+    taken = _unsteadiness(seen)[0 if layout == "projections" else 1]
+    return CLEAR * _unsteadiness(seen.swapaxes(1, 2))[1] < taken
 
 
 def _unsteadiness(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from equipoise_engine.preprocess.centre.tilt import tilt_of
 from equipoise_engine.preprocess.centre.twice import lines_measured_twice
 from equipoise_engine.preprocess.centre.vote import Vote, vote
 from equipoise_engine.preprocess.centre.wedge import double_wedge
+from equipoise_engine.preprocess.defects import fill_within_views, still_elements
 from equipoise_engine.progress import Progress, Watch, unwatched
 
 _Rows = NDArray[np.float32]
@@ -34,6 +35,8 @@ MAX_ROWS = 24
 """Rows that are looked at, spread over the detector,"""
 MAX_BYTES = 2**28
 """of no more than this many bytes; one at least."""
+STILL = 0.05
+"""Share of what its neighbours vary by below which a column stands still."""
 ENOUGH = 0.75
 """Confidence of the quick methods from which no other is asked."""
 MIN_RANGE_PX = 2.0
@@ -101,11 +104,22 @@ def _looked_at(scan: CtAcquisition) -> tuple[_Rows, ParallelBeam | FanBeam]:
         middle = min(max(round(geometry.middle_px), 0), count - 1)
         lengths = (geometry.source_axis_mm, geometry.source_detector_mm, geometry.pixel_mm)
         fan = FanBeam(geometry.angle_rad, *lengths, yaw_rad=geometry.yaw_rad)
-        return attenuation(scan, slice(middle, middle + 1)), fan
+        return _moving(attenuation(scan, slice(middle, middle + 1))), fan
     most = min(count, MAX_ROWS, max(1, MAX_BYTES // (4 * views * columns)))
     step = -(-count // most)
     sinograms = attenuation(scan, slice((count - 1) % step // 2, None, step))
-    return sinograms, replace(geometry, centre_px=None)
+    return _moving(sinograms), replace(geometry, centre_px=None)
+
+
+def _moving(sinograms: _Rows) -> _Rows:
+    """Return sinograms whose columns that stand still among others are made up from those.
+
+    A dead element is its own mirror image about its column, in every view.
+    """
+    still = still_elements(sinograms.std(axis=1, dtype=np.float64), STILL)
+    for row in np.flatnonzero(still.any(axis=1)):
+        fill_within_views(sinograms[row], np.broadcast_to(still[row], sinograms[row].shape))
+    return sinograms
 
 
 def _usual_range(geometry: CtGeometry, columns: int) -> _Range:

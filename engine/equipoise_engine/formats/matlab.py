@@ -47,6 +47,10 @@ def read_matlab(path: Path, known: Known) -> Acquisition:
         scan = next((name for name in SCAN_NAMES if name in names), None) or _only_structure(path, variables)
         if scan is not None:
             told_roles(known, path, ())
+            if known.transposed:
+                raise BadInput(
+                    f"{path.name}: the angles tell which axis of its sinogram holds the views", "Leave it out."
+                )
             return _read_fan(path, scan, load(path, [scan])[scan])
         with np.errstate(over="ignore", invalid="ignore"):  # values beyond single precision are found not to be finite
             return read_kspace(path, variables, known)

@@ -15,6 +15,8 @@ from equipoise_engine.errors import BadInput
 LEAST_SHARE = 1e-6
 """An element whose open-beam signal is below this share of its row's median cannot be divided by."""
 
+LOOKED_AT = 100
+"""Places of a view, at least where there are so many, that tell how bright it is."""
 UNLIT = 0.02
 """Share of the usual level below which a view may have no beam."""
 ABRUPT = 20.0
@@ -106,13 +108,14 @@ def brightest(values: NDArray[np.float32]) -> NDArray[np.float64]:
 def level_of(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return how bright views are `(row, view)`, float64, of transmission `(row, view, column)`.
 
-    It is the mean over the columns, of which the median of each three next to each other is taken: single elements that
-    measure wrongly do not matter, and an object that turns changes it little by little. It is NaN where all are.
+    It is the mean over places spread evenly, at each of which the median of three columns is taken: single elements
+    that measure wrongly do not matter, and an object that turns changes it little by little. It is NaN where all are.
     """
     columns = values.shape[2]
     if columns < 3:
         return values.mean(axis=2, dtype=np.float64)
-    first, second, third = (values[:, :, n : columns - columns % 3 : 3] for n in range(3))
+    apart = 3 * max(1, columns // (3 * LOOKED_AT))
+    first, second, third = (values[:, :, n : columns - 2 + n : apart] for n in range(3))
     low, high = np.fmin(first, second), np.fmax(first, second)
     middle = np.fmax(low, np.fmin(high, third))
     good = ~np.isnan(middle)

@@ -243,3 +243,24 @@ def test_projections_elsewhere_replace_missing_ones(dataexchange: Maker) -> None
     scan = read(path, _known(("projections", "/exchange/corrected")))
     assert isinstance(scan, CtAcquisition)
     assert scan.projections[0, 0, 0] == 9
+
+
+def test_a_detector_on_its_side_is_told(dataexchange: Maker, tmp_path: Path) -> None:
+    upright = _read(dataexchange().rename(tmp_path / "upright.h5"))
+    data, white = upright.projections[:], upright.flats
+    assert white is not None
+    flats = white[:]
+    turned = dataexchange(data=data.swapaxes(1, 2), data_white=flats.swapaxes(1, 2), data_dark=None)
+    side = read(turned.rename(tmp_path / "side.h5"), Known(transposed=True))
+    assert isinstance(side, CtAcquisition)
+    assert side.flats is not None
+    assert np.array_equal(side.projections[:], data)
+    assert np.array_equal(side.projections[[1, 4], 2, 3:], data[[1, 4], 2, 3:])
+    assert np.array_equal(side.flats[:], flats)
+    # images of a detector row whose columns are the views, beside frames of the detector
+    known = Known(transposed=True, layout="sinograms")
+    rows = read(dataexchange(data=data.transpose(1, 2, 0), data_white=flats, data_dark=None), known)
+    assert isinstance(rows, CtAcquisition)
+    assert rows.flats is not None
+    assert np.array_equal(rows.projections[2:5], data[2:5])
+    assert np.array_equal(rows.flats[:], flats)

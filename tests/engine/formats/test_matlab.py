@@ -401,3 +401,73 @@ def test_read_low_field_with_reference_coils(shared_data: Path) -> None:
     assert two.interference is not None
     assert two.interference.shape == (1, 2, 512, 101)
     assert _read_mri(path, Known(roles=(Role("interference", ""),))).interference is None
+
+
+# --- which axis is which ----------------------------------------------------------------------------
+
+
+def _kspace_of(path: Path, source: str = "") -> MriAcquisition:
+    scan = read(path, Known(roles=(Role("kspace", source),)) if source else None)
+    assert isinstance(scan, MriAcquisition)
+    return scan
+
+
+@pytest.mark.parametrize(
+    ("others", "turned"),
+    [
+        ({}, False),
+        ({"noise": _noise(3, 50)}, True),
+        ({"noise": _noise(50, 5)}, False),
+        ({"sens": _noise(12, 10, 3)}, True),
+        ({"coil_maps": _noise(12, 10, 5)}, False),
+    ],
+)
+def test_slices_and_coils_are_told_apart_by_other_variables(
+    tmp_path: Path, others: dict[str, Any], turned: bool
+) -> None:
+    data = _noise(12, 10, 3, 5)
+    scan = _kspace_of(_save(tmp_path / "s.mat", {"kspace": data, **others}))
+    expected = data.transpose(3, 2, 0, 1) if turned else data.transpose(2, 3, 0, 1)
+    assert np.array_equal(scan.kspace[...], expected.astype(np.complex64))
+    assert any("kspace@ky,kx,coil,slice" in warning for warning in scan.warnings) is not bool(others)
+
+
+def test_more_slices_than_coils_can_be_may_stand_last(tmp_path: Path) -> None:
+    data = _noise(6, 5, 2, 130)
+    assert _kspace_of(_save(tmp_path / "s.mat", {"kspace": data})).shape == (130, 2, 6, 5)
+
+
+@pytest.mark.parametrize("axes", ["ky,kx,coil,slice", "slice, coil, ky, kx", "kx,slice,ky,coil", "coil,kz,kx,ky"])
+@pytest.mark.parametrize("version", ["5", "7.3"])
+def test_axes_may_be_told(tmp_path: Path, axes: str, version: str) -> None:
+    data = _noise(4, 5, 6, 7)
+    names = [name.strip() for name in axes.split(",")]
+    scan = _kspace_of(_save(tmp_path / "s.mat", {"mine": data}, version), f"mine@{axes}")
+    across = "kz" if "kz" in names else "slice"
+    expected = data.transpose([names.index(name) for name in (across, "coil", "ky", "kx")])
+    if across == "kz":
+        expected = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(expected, axes=0), axis=0, norm="ortho"), axes=0)
+    assert np.allclose(scan.kspace[...], expected, atol=1e-5)
+    assert not any("third axis" in warning for warning in scan.warnings)
+
+
+def test_axes_of_three_may_be_slices_of_one_coil(tmp_path: Path) -> None:
+    data = _noise(8, 9, 10)
+    scan = _kspace_of(_save(tmp_path / "s.mat", {"kspace": data}), "kspace@slice,ky,kx")
+    assert np.array_equal(scan.kspace[:, 0], data.astype(np.complex64))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("kspace@ky,kx,coil", r"has the shape \(12, 10, 3, 5\); told are \(ky, kx, coil\)"),
+        ("kspace@ky,ky,coil,slice", "tells no axes of k-space"),
+        ("kspace@ky,kx,kz,slice", "tells no axes of k-space"),
+        ("kspace@", "nothing tells no axes"),
+        ("other@ky,kx,coil,slice", "there is no variable 'other'"),
+    ],
+)
+def test_axes_that_cannot_be_are_refused(tmp_path: Path, source: str, said: str) -> None:
+    path = _save(tmp_path / "s.mat", {"kspace": _noise(12, 10, 3, 5)})
+    with pytest.raises(BadInput, match=said):
+        _kspace_of(path, source)

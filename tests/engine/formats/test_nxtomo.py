@@ -251,3 +251,18 @@ def test_a_source_nearby_makes_a_cone(esrf: Maker) -> None:
     assert scan.geometry.source_axis_mm == pytest.approx(200.0)
     assert scan.geometry.source_detector_mm == pytest.approx(500.0)
     assert scan.geometry.pixel_mm == pytest.approx(1.0)
+
+
+def test_a_detector_on_its_side_is_told(nxtomo: Maker, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(100, 900, (18, 3, 16)).astype(np.uint16)
+    upright = _read(nxtomo(data=data).rename(tmp_path / "upright.nxs"))
+    side = read(nxtomo(data=data.swapaxes(1, 2)), Known(transposed=True))
+    assert isinstance(side, CtAcquisition)
+    for one, other in (
+        (side.projections, upright.projections),
+        (side.flats, upright.flats),
+        (side.darks, upright.darks),
+    ):
+        assert one is not None
+        assert other is not None
+        assert np.array_equal(one[:], other[:])

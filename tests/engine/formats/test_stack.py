@@ -287,3 +287,52 @@ def test_the_layout_of_measured_scans_is_seen(shared_data: Path, tmp_path: Path,
         assert scan.shape == images.shape
         assert "layout" not in scan.guessed
         assert find_centre(scan).centre_px == pytest.approx(centre, abs=0.5)
+
+
+def _turning(views: int = 90, rows: int = 24, columns: int = 64) -> np.ndarray:
+    """Return line integrals `(view, row, column)` of a ball in each row, of its own size, about column 31."""
+    angle = np.deg2rad(np.arange(views) * 180 / views)[:, None, None]
+    size = 14 - 0.3 * np.arange(rows)[None, :, None]
+    position = np.arange(columns)[None, None, :] - 31.0
+    large = np.sqrt(np.maximum(size**2 - position**2, 0.0))
+    small = np.sqrt(np.maximum(16.0 - (position - 7 * np.cos(angle) - 4 * np.sin(angle)) ** 2, 0.0))
+    return (0.02 * (large + 3 * small)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("order", "layout"), [((0, 2, 1), "projections"), ((1, 2, 0), "sinograms")])
+def test_images_may_be_transposed(tmp_path: Path, order: tuple[int, int, int], layout: str) -> None:
+    values = _turning()
+    np.save(tmp_path / "scan.npy", values.transpose(order))
+    unsure = read(tmp_path / "scan.npy")
+    assert "layout" in unsure.guessed
+    assert any("tell that they are transposed" in text for text in unsure.warnings)
+    for told in ("", layout):
+        scan = read(tmp_path / "scan.npy", Known(transposed=True, layout=told))  # type: ignore[arg-type]
+        assert isinstance(scan, CtAcquisition)
+        np.testing.assert_array_equal(scan.projections[:], values)
+        np.testing.assert_array_equal(scan.projections[3:9, 5, ::2], values[3:9, 5, ::2])
+        np.testing.assert_array_equal(scan.projections[7, :, 3], values[7, :, 3])
+        assert "layout" not in scan.guessed
+        assert "rows and columns swapped, given by the user" in scan.matched[0].reason
+
+
+def test_open_beam_frames_lie_as_the_images(tmp_path: Path) -> None:
+    values = np.exp(-_turning()) * 1000
+    flats = np.linspace(900, 1100, 24)[None, :, None] * np.ones((2, 1, 64))
+    np.savez(tmp_path / "side.npz", data=values.swapaxes(1, 2), flats=flats.swapaxes(1, 2))
+    np.savez(tmp_path / "rows.npz", data=values.transpose(1, 2, 0), flats=flats)
+    for name, layout in (("side", "projections"), ("rows", "sinograms")):
+        scan = read(tmp_path / f"{name}.npz", Known(transposed=True, layout=layout))  # type: ignore[arg-type]
+        assert isinstance(scan, CtAcquisition)
+        assert scan.shape == (90, 24, 64)
+        assert scan.flats is not None
+        np.testing.assert_array_equal(scan.flats[:], flats)
+
+
+def test_a_sinogram_whose_columns_are_views_can_be_told(tmp_path: Path) -> None:
+    values = _turning(rows=1)[:, 0]
+    tifffile.imwrite(tmp_path / "one.tif", np.ascontiguousarray(values.T))
+    scan = read(tmp_path / "one.tif", Known(transposed=True))
+    assert isinstance(scan, CtAcquisition)
+    np.testing.assert_array_equal(scan.projections[:, 0], values)
+    assert any("its 90 columns were taken as the views" in text for text in scan.warnings)

@@ -52,7 +52,7 @@ _STATES = (
     ("Transmission, flat-field corrected", "transmission"),
     ("Attenuation, logarithm taken", "attenuation"),
 )
-_CT_FIELDS = ("layout", "state", "angles", "clockwise", "centre_px", "pixel_mm", "beam")
+_CT_FIELDS = ("layout", "transposed", "state", "angles", "clockwise", "centre_px", "pixel_mm", "beam")
 _MRI_FIELDS = ("matrix", "keep_oversampling")
 _MISSING = {"centre": "centre_px", "pixel": "pixel_mm"}
 """Other names by which fields may be called missing or guessed."""
@@ -152,6 +152,9 @@ class ReadingPage(Page):
 
     def _make_fields(self) -> None:
         self.layout_field = choice_field("Layout", "What one image of a stack is", _LAYOUTS)
+        self.transposed = QCheckBox("Rows and columns are swapped")
+        self.transposed.setAccessibleName("Rows and columns are swapped")
+        self.transposed.setToolTip("For a detector that lay on its side, or a sinogram whose columns are the views")
         self.state_field = choice_field("Numbers are", "What the measured numbers mean", _STATES)
         self.angles_field = choice_field("Angles", "Projection angles", (("As found", False), ("Evenly spaced", True)))
         degree = "°"
@@ -199,6 +202,7 @@ class ReadingPage(Page):
         self.oversampling.setToolTip("Off: the image is cut to the field of view along the readout")
 
         self.layout_field.activated.connect(lambda: self._tell("layout", self.layout_field.currentData()))
+        self.transposed.clicked.connect(lambda on: self._tell("transposed", on))
         self.state_field.activated.connect(lambda: self._tell("state", self.state_field.currentData()))
         self.angles_field.activated.connect(self._choose_angles)
         self.start.valueChanged.connect(lambda value: self._take_angles(start_deg=value))
@@ -269,6 +273,7 @@ class ReadingPage(Page):
         grid.setColumnStretch(1, 1)
         entries: tuple[tuple[str, str, tuple[QWidget, ...]], ...] = (
             ("layout", "La&yout", (self.layout_field,)),
+            ("transposed", "Images", (self.transposed,)),
             ("state", "N&umbers are", (self.state_field,)),
             ("angles", "An&gles", (self.angles_field, self._range, self.angles_said)),
             ("clockwise", "Direction", (self.clockwise,)),
@@ -341,6 +346,7 @@ class ReadingPage(Page):
         # it is found anew where what it was found in has changed
         axis = fact(facts, "rotation centre") if centre_was_found(facts, known) else ""
         self.layout_field.setCurrentIndex(max(0, self.layout_field.findData(known.layout)))
+        self.transposed.setChecked(known.transposed)
         self.state_field.setCurrentIndex(max(0, self.state_field.findData(known.state)))
         self.state_field.setItemText(0, _as_found(facts.state if facts is not None and not known.state else ""))
         for field, given, found in (

@@ -536,6 +536,7 @@ def _standing_warnings(facts: ScanFacts | None, needed: Needed | None) -> tuple[
 _GUESSED_NAMES = {
     "roles": "which part has which role",
     "layout": "whether an image is a projection or a sinogram",
+    "transposed": "whether rows and columns of the images are swapped",
     "state": "what the numbers mean",
     "angles": "the angles",
     "clockwise": "the direction of rotation",

@@ -34,7 +34,7 @@ def told_axes(source: str) -> tuple[str, tuple[str, ...] | None]:
     names = set(axes)
     if len(names) < len(axes) or not {"ky", "kx"} <= names <= set(AXES) or {"kz", "slice"} <= names:
         raise BadInput(
-            f"{source}: {text or 'nothing'} are no axes of k-space",
+            f"{source}: {text or 'nothing'} tells no axes of k-space",
             f"Axes are {', '.join(AXES)}, each once, and kz or slice: kspace@ky,kx,coil,slice.",
         )
     return name.strip(), axes
@@ -99,9 +99,8 @@ def ordered(path: Path, data: Variable, kspace: NDArray[np.complex64], axes: tup
         The array has another number of axes, or more coils than are read.
     """
     if len(axes) != kspace.ndim:
-        raise BadInput(
-            f"{path.name}: {data.name} has {kspace.ndim} axes of the lengths {kspace.shape}; told are {axes}"
-        )
+        told = ", ".join(axes)
+        raise BadInput(f"{path.name}: {data.name} has the shape {kspace.shape}; told are ({told})")
     across = "kz" if "kz" in axes else "slice"
     names = [*axes, *(name for name in (across, "coil") if name not in axes)]
     whole = kspace.reshape(kspace.shape + (1,) * (len(names) - len(axes)))

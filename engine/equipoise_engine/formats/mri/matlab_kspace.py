@@ -51,79 +51,29 @@ def read_kspace(path: Path, variables: list[Variable], known: Known) -> MriAcqui
     if "kspace" in told:
         told["kspace"], axes = told_axes(told["kspace"])
     variables, inside = _opened(path, variables)
-
-    def found(role: str, names: frozenset[str]) -> Variable | None:
-        if role in told:
-            return _named(path, variables, role, told[role]) if told[role] else None
-        fitting = [v for v in variables if v.name.rpartition(".")[2].lower().replace("_", "") in names]
-        fitting = [v for v in fitting if v.kind in _REAL_KINDS and max(v.shape, default=0) > 1]
-        return fitting[0] if len(fitting) == 1 else None
-
-    data = found("kspace", KSPACE_NAMES) or _by_part(variables, told)
-    if data is None:
-        raise _unknown(path, variables)
-    if data.kind not in _REAL_KINDS or not 2 <= len(data.shape) <= 4 or min(data.shape) < 1:
-        raise BadInput(f"{path.name}: {data} is not complex k-space of two to four axes", "Choose another variable.")
-    check_memory(int(np.prod(data.shape, dtype=np.float64)) * 48, f"{data.name} of {path.name}")
-    trajectory, density = found("trajectory", TRAJECTORY_NAMES), found("density", DENSITY_NAMES)
-    noise = found("noise", NOISE_NAMES)
-    detectors = _detectors(path, variables, data, told)
-    wanted = [v for v in (data, trajectory, density, noise, *detectors) if v is not None]
-    for variable in wanted[1:]:
-        check_memory(int(np.prod(variable.shape, dtype=np.float64)) * 48, f"{variable.name} of {path.name}")
-    values = _values(path, wanted, inside)
-    kspace = values[data.name]
+    roles = _roles(path, variables, told)
+    values = _values(path, roles.wanted, inside)
+    kspace = values[roles.data.name]
     if not isinstance(kspace, np.ndarray) or kspace.dtype.kind != "c":
-        raise BadInput(f"{path.name}: {data} is not complex; k-space is", "Export complex k-space, not magnitudes.")
-    sources = tuple(Source(v.name, v.shape, v.kind) for v in variables if v.kind in _REAL_KINDS)
-    if trajectory is not None:
-        positions = _positions(path, trajectory, values[trajectory.name])
-        weights = None if density is None else (density, values[density.name])
-        scan = _along(path, (data, kspace), positions, weights, known.matrix)
-        return replace(scan, sources=sources)
-    single, guess = kspace.astype(np.complex64), []
-    if axes is None:
-        axes, guess = likely_axes(path, data, single, _coil_counts(variables, noise))
-    stack = ordered(path, data, single, axes)
-    check_finite(stack, path, f"{data.name} (slice, coil, ky, kx)")
-    sampled = measured_positions(stack, path)
-    rows, columns = sampled.shape
-    coils = stack.shape[1]
-    matched = [Match("k-space", data.name, data.shape, _order(axes))]
-    interference = None
-    phase_axis = line_axis(sampled, 0)
-    if detectors:
-        seen = np.stack([np.asarray(values[v.name]) for v in detectors])
-        if seen.dtype.kind != "c":
-            raise BadInput(f"{path.name}: {detectors[0]} is not complex; what reference coils measure is")
-        interference = np.ascontiguousarray(seen[None], dtype=np.complex64)
-        check_finite(interference, path, "the interference (slice, detector, ky, kx)")
-        names = f"{detectors[0].name} ... {detectors[-1].name}" if len(detectors) > 1 else detectors[0].name
-        reason = "(detector, ky, kx), as large as the k-space"
-        matched.append(Match("interference", names, interference.shape[1:], reason))
-        if sampled.all() and rows != columns:
-            # Readouts have more samples than there are lines.
-            phase_axis = 1 if rows > columns else 0
-    samples = _noise(path, noise, None if noise is None else values[noise.name], coils)
-    if samples is not None:
-        assert noise is not None
-        matched.append(Match("noise", noise.name, noise.shape, "(coil, sample)"))
-    return MriAcquisition(
-        path=path,
-        format="MATLAB k-space",
-        kspace=stack,
-        geometry=Cartesian(sampled=sampled, field_of_view_mm=(float(rows), float(columns)), phase_axis=phase_axis),
-        matched=tuple(matched),
-        warnings=(
-            *guess,
-            *sampling_warnings(sampled, coils),
-            # interference is strongest anywhere
-            *(() if detectors else centre_warnings(stack[stack.shape[0] // 2])),
-        ),
-        noise=samples,
-        interference=interference,
-        sources=sources,
-    )
+        raise BadInput(
+            f"{path.name}: {roles.data} is not complex; k-space is", "Export complex k-space, not magnitudes."
+        )
+    if roles.trajectory is None:
+        single, guess = kspace.astype(np.complex64), list[str]()
+        if axes is None:
+            axes, guess = likely_axes(path, roles.data, single, _coil_counts(variables, roles.noise))
+        scan = _along_lines(path, roles, ordered(path, roles.data, single, axes), values)
+        match = Match("k-space", roles.data.name, roles.data.shape, _order(axes))
+        scan = replace(scan, matched=(match, *scan.matched), warnings=(*guess, *scan.warnings))
+    else:
+        if axes is not None:
+            raise BadInput(
+                f"{path.name}: k-space along a trajectory has the axes (sample, readout, coil), not {', '.join(axes)}"
+            )
+        positions = _positions(path, roles.trajectory, values[roles.trajectory.name])
+        weights = None if roles.density is None else (roles.density, values[roles.density.name])
+        scan = _along(path, (roles.data, kspace), positions, weights, known.matrix)
+    return replace(scan, sources=tuple(Source(v.name, v.shape, v.kind) for v in variables if v.kind in _REAL_KINDS))
 
 
 # --- variables --------------------------------------------------------------------------------------
@@ -147,6 +97,54 @@ def _opened(path: Path, variables: list[Variable]) -> tuple[list[Variable], dict
 def _values(path: Path, wanted: list[Variable], inside: dict[str, Value]) -> dict[str, Value]:
     loaded = load(path, [v.name for v in wanted if v.name not in inside])
     return {v.name: inside[v.name] if v.name in inside else loaded[v.name] for v in wanted}
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """Which variable is what; None where there is none."""
+
+    data: Variable
+    trajectory: Variable | None
+    density: Variable | None
+    noise: Variable | None
+    detectors: list[Variable]
+
+    @property
+    def wanted(self) -> list[Variable]:
+        """All of them."""
+        return [v for v in (self.data, self.trajectory, self.density, self.noise, *self.detectors) if v is not None]
+
+
+def _roles(path: Path, variables: list[Variable], told: dict[str, str]) -> _Roles:
+    """Return which of the variables is what, as told or by their names. Raises Incomplete where none is k-space."""
+
+    def found(role: str, names: frozenset[str]) -> Variable | None:
+        if role in told:
+            return _named(path, variables, role, told[role]) if told[role] else None
+        fitting = [v for v in variables if _plain(v) in names]
+        fitting = [v for v in fitting if v.kind in _REAL_KINDS and max(v.shape, default=0) > 1]
+        return fitting[0] if len(fitting) == 1 else None
+
+    data = found("kspace", KSPACE_NAMES) or _by_part(variables, told)
+    if data is None:
+        raise _unknown(path, variables)
+    if data.kind not in _REAL_KINDS or not 2 <= len(data.shape) <= 4 or min(data.shape) < 1:
+        raise BadInput(f"{path.name}: {data} is not complex k-space of two to four axes", "Choose another variable.")
+    roles = _Roles(
+        data,
+        found("trajectory", TRAJECTORY_NAMES),
+        found("density", DENSITY_NAMES),
+        found("noise", NOISE_NAMES),
+        _detectors(path, variables, data, told),
+    )
+    for variable in roles.wanted:
+        check_memory(int(np.prod(variable.shape, dtype=np.float64)) * 48, f"{variable.name} of {path.name}")
+    return roles
+
+
+def _plain(variable: Variable) -> str:
+    """Return the name of a variable, or of a part of a structure, in small letters and without underscores."""
+    return variable.name.rpartition(".")[2].lower().replace("_", "")
 
 
 def _named(path: Path, variables: list[Variable], role: str, source: str) -> Variable:
@@ -199,7 +197,7 @@ def _detectors(path: Path, variables: list[Variable], data: Variable, told: dict
 
 def _coil_counts(variables: list[Variable], noise: Variable | None) -> set[int]:
     """Return how many coils there may be, as noise `(coil, sample)` and sensitivities `(y, x, coil)` tell."""
-    maps = [v for v in variables if v.name.rpartition(".")[2].lower().replace("_", "") in SENSITIVITY_NAMES]
+    maps = [v for v in variables if _plain(v) in SENSITIVITY_NAMES]
     counts = {v.shape[2] for v in maps if len(v.shape) == 3}
     return counts | ({noise.shape[0], noise.shape[-1]} if noise is not None else set())
 
@@ -212,7 +210,7 @@ def _order(axes: tuple[str, ...]) -> str:
     return said + (", transformed along kz" if "kz" in axes else "")
 
 
-def _noise(path: Path, variable: Variable | None, value: Value, coils: int) -> NDArray[np.complex64] | None:
+def _noise(path: Path, variable: Variable, value: Value, coils: int) -> NDArray[np.complex64] | None:
     """Return noise `(coil, sample)`; None where there is none of this many coils."""
     if not isinstance(value, np.ndarray) or value.dtype.kind != "c" or value.ndim < 2:
         return None
@@ -222,6 +220,58 @@ def _noise(path: Path, variable: Variable | None, value: Value, coils: int) -> N
     noise = np.ascontiguousarray(laid.reshape(coils, -1), dtype=np.complex64)
     check_finite(noise, path, f"{variable} (coil, sample)")
     return noise
+
+
+# --- lines --------------------------------------------------------------------------------------
+
+
+def _along_lines(path: Path, roles: _Roles, stack: NDArray[np.complex64], values: dict[str, Value]) -> MriAcquisition:
+    """Return Cartesian k-space `(slice, coil, ky, kx)` with what was measured beside it."""
+    check_finite(stack, path, f"{roles.data.name} (slice, coil, ky, kx)")
+    sampled = measured_positions(stack, path)
+    rows, columns = sampled.shape
+    coils = stack.shape[1]
+    matched = []
+    interference = None
+    phase_axis = line_axis(sampled, 0)
+    if roles.detectors:
+        interference, match = _interference(path, roles.detectors, values)
+        matched.append(match)
+        if sampled.all() and rows != columns:
+            # Readouts have more samples than there are lines.
+            phase_axis = 1 if rows > columns else 0
+    samples = None
+    if roles.noise is not None:
+        samples = _noise(path, roles.noise, values[roles.noise.name], coils)
+        if samples is not None:
+            matched.append(Match("noise", roles.noise.name, roles.noise.shape, "(coil, sample)"))
+    return MriAcquisition(
+        path=path,
+        format="MATLAB k-space",
+        kspace=stack,
+        geometry=Cartesian(sampled=sampled, field_of_view_mm=(float(rows), float(columns)), phase_axis=phase_axis),
+        matched=tuple(matched),
+        warnings=(
+            *sampling_warnings(sampled, coils),
+            # interference is strongest anywhere
+            *(() if roles.detectors else centre_warnings(stack[stack.shape[0] // 2])),
+        ),
+        noise=samples,
+        interference=interference,
+    )
+
+
+def _interference(
+    path: Path, detectors: list[Variable], values: dict[str, Value]
+) -> tuple[NDArray[np.complex64], Match]:
+    """Return what coils without signal measured `(slice, detector, ky, kx)`, and where it was found."""
+    seen = np.stack([np.asarray(values[v.name]) for v in detectors])
+    if seen.dtype.kind != "c":
+        raise BadInput(f"{path.name}: {detectors[0]} is not complex; what reference coils measure is")
+    interference = np.ascontiguousarray(seen[None], dtype=np.complex64)
+    check_finite(interference, path, "the interference (slice, detector, ky, kx)")
+    names = f"{detectors[0].name} ... {detectors[-1].name}" if len(detectors) > 1 else detectors[0].name
+    return interference, Match("interference", names, seen.shape, "(detector, ky, kx), as large as the k-space")
 
 
 # --- along a trajectory -----------------------------------------------------------------------------

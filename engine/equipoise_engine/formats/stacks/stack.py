@@ -135,11 +135,11 @@ def scan_of_stack(
                 f"The {images.shape[1]} columns of the image were taken as the views, as {turned}. Tell the layout"
                 " sinograms if its rows are."
             )
-    if sure and not layout_told and _views_are_columns(seen, layout):
+    if sure and not layout_told and _lie_on_their_side(seen, layout):
         guessed.append("layout")
         warnings.append(
-            f"The images were taken as {layout}, as {reason}; but what they hold looks rather as if their columns were"
-            " the views. If so, tell the layout sinograms, transposed."
+            f"The images were taken as {layout}, as {reason}; but their sums look rather as if their rows and columns"
+            " were swapped. If so, tell that they are transposed."
         )
     if not sure:
         guessed.append("layout")
@@ -400,15 +400,15 @@ def _upright(images: Samples, seen: NDArray[np.float64], angles: int | None) -> 
     return np.ascontiguousarray(np.asarray(images[0]).T)[None], why
 
 
-def _views_are_columns(seen: NDArray[np.float64], layout: str) -> bool:
-    """Whether images `(row, column, view)` are more likely than the layout that was taken.
+def _lie_on_their_side(seen: NDArray[np.float64], layout: str) -> bool:
+    """Whether images whose rows and columns are swapped are more likely than the layout that was taken.
 
-    The sums over their rows are then far steadier along their columns than the sums over columns along the views.
+    The sums over what would be their columns are then far steadier along the views.
     """
     if min(seen.shape) < MIN_VIEWS:
         return False
     taken = _unsteadiness(seen)[0 if layout == "projections" else 1]
-    return CLEAR * _unsteadiness(seen.swapaxes(1, 2))[1] < taken
+    return CLEAR * min(_unsteadiness(seen.swapaxes(1, 2))) < taken
 
 
 def _unsteadiness(values: NDArray[np.float64]) -> tuple[float, float]:

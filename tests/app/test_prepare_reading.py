@@ -179,6 +179,8 @@ def test_angles_are_told_one_number_at_a_time(qtbot: QtBot, page: ReadingPage, e
     assert edits[-1].known.angles == AngleRange(start_deg=0, stop_deg=360, inclusive=True)
     qtbot.mouseClick(page.clockwise, Qt.MouseButton.LeftButton, pos=QPoint(8, page.clockwise.height() // 2))
     assert edits[-1].known.clockwise
+    qtbot.mouseClick(page.transposed, Qt.MouseButton.LeftButton, pos=QPoint(8, page.transposed.height() // 2))
+    assert edits[-1].known.transposed
 
 
 def test_values_that_are_not_touched_keep_their_digits(qtbot: QtBot, page: ReadingPage, edits: list[Recipe]) -> None:

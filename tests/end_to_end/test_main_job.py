@@ -50,7 +50,9 @@ CASES = (
 )
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
+@pytest.fixture(
+    params=[pytest.param(case, id=case.name, marks=[pytest.mark.long] if case.file else []) for case in CASES]
+)
 def case(request: pytest.FixtureRequest) -> Case:
     found: Case = request.param
     return found

@@ -113,23 +113,23 @@ def level_of(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """
     columns = values.shape[2]
     if columns < 3:
-        return values.mean(axis=2, dtype=np.float64)
+        return np.asarray(values.mean(axis=2, dtype=np.float64))
     apart = 3 * max(1, columns // (3 * LOOKED_AT))
     first, second, third = (values[:, :, n : columns - 2 + n : apart] for n in range(3))
     low, high = np.fmin(first, second), np.fmax(first, second)
     middle = np.fmax(low, np.fmin(high, third))
     good = ~np.isnan(middle)
     if good.all():
-        return middle.mean(axis=2, dtype=np.float64)
+        return np.asarray(middle.mean(axis=2, dtype=np.float64))
     total = np.where(good, middle, 0).sum(axis=2, dtype=np.float64)
     number = good.sum(axis=2)
-    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+    return np.asarray(np.where(number > 0, total / np.maximum(number, 1), np.nan))
 
 
 def is_low(levels: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which views may have no beam `(row, view)`, after their levels, and the usual ones `(row,)`."""
     with np.errstate(invalid="ignore"):
-        return levels < UNLIT * np.maximum(usual, 0.0)[:, None]
+        return np.asarray(levels < UNLIT * np.maximum(usual, 0.0)[:, None])
 
 
 def without_beam(levels: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -36,7 +36,7 @@ from equipoise_engine.formats.results.tiff import write_tiff
 from equipoise_engine.progress import unwatched
 from equipoise_engine.volume import Volume
 
-CASES = 40
+CASES = 16
 """Damaged copies of each file in a plain run."""
 HEAD = 4096
 """Bytes at the beginning of a file that are damaged most, as these hold its structure."""

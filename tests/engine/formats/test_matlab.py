@@ -471,3 +471,9 @@ def test_axes_that_cannot_be_are_refused(tmp_path: Path, source: str, said: str)
     path = _save(tmp_path / "s.mat", {"kspace": _noise(12, 10, 3, 5)})
     with pytest.raises(BadInput, match=said):
         _kspace_of(path, source)
+
+
+def test_what_the_angles_tell_of_a_sinogram_is_not_told_otherwise(tmp_path: Path) -> None:
+    path = _save(tmp_path / "s.mat", {"CtData": _fan()})
+    with pytest.raises(BadInput, match="the angles tell which axis of its sinogram holds the views"):
+        read(path, Known(transposed=True))

@@ -86,7 +86,7 @@ def read_any_hdf5(file: h5py.File, path: Path, known: Known, kinds: str) -> CtAc
     # the stack swaps rows and columns itself
     lying = replace(images, transposed=known.transposed)
     # in a stack of sinograms the detector is the first axis and that of columns
-    sizes = {images.shape[1:], (images.shape[0], images.shape[1 if known.transposed else 2])}
+    sizes: set[tuple[int, ...]] = {images.shape[1:], (images.shape[0], images.shape[1 if known.transposed else 2])}
     matched = [Match("projections", name, images.shape, images.reason)]
     frames: dict[str, Samples | None] = {}
     for role, pattern in (("flats", _FLATS), ("darks", _DARKS)):

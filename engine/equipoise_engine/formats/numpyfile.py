@@ -42,7 +42,7 @@ from equipoise_engine.formats.mri.trajectory import image_size
 from equipoise_engine.formats.roles import parsed, told_roles
 from equipoise_engine.formats.stacks.folder import images_beside
 from equipoise_engine.formats.stacks.sinogram import MIN_VIEWS
-from equipoise_engine.formats.stacks.stack import ROLES, scan_of_stack
+from equipoise_engine.formats.stacks.stack import ROLES, Stack, scan_of_stack
 from equipoise_engine.geometry import Cartesian, NonCartesian, ParallelBeam
 from equipoise_engine.recipe import Known, Source
 
@@ -304,19 +304,21 @@ def _stack(path: Path, arrays: list[_Array], known: Known) -> CtAcquisition:
     centre = _centre(path, arrays)
     left = tuple(role for role in known.roles if role.role not in followed)
     return scan_of_stack(
-        path,
-        "NumPy array",
-        images,
+        Stack(
+            path=path,
+            format="NumPy array",
+            images=images,
+            flats=fields.get("flats"),
+            darks=fields.get("darks"),
+            angle_deg=angles,
+            angle_units=units,
+            geometry=lambda angle_rad: ParallelBeam(angle_rad, centre_px=centre),
+            state=_STATES.get(chosen.name.lower(), ""),
+            matched=tuple(matched),
+            beside=_beside(path),
+            sources=tuple(array.source for array in arrays) if arrays[0].name else (),
+        ),
         msgspec.structs.replace(known, roles=left),
-        flats=fields.get("flats"),
-        darks=fields.get("darks"),
-        angle_deg=angles,
-        angle_units=units,
-        geometry=lambda angle_rad: ParallelBeam(angle_rad, centre_px=centre),
-        state=_STATES.get(chosen.name.lower(), ""),
-        matched=tuple(matched),
-        beside=_beside(path),
-        sources=tuple(array.source for array in arrays) if arrays[0].name else (),
     )
 
 

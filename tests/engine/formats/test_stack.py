@@ -13,7 +13,8 @@ from equipoise_engine.acquisition import CtAcquisition, DataState
 from equipoise_engine.errors import BadInput, EquipoiseError, Unsupported
 from equipoise_engine.formats import read
 from equipoise_engine.formats.frames import Frames, Scaled, Taken, Turned
-from equipoise_engine.formats.stacks.stack import scan_of_stack, trimmed
+from equipoise_engine.formats.stacks.stack import Stack, scan_of_stack
+from equipoise_engine.formats.stacks.viewangles import trimmed
 from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.preprocess.centre import find_centre
 from equipoise_engine.recipe import AngleRange, Known, Role
@@ -50,7 +51,7 @@ def counts_of(attenuation: np.ndarray, noise: float = 0.0) -> np.ndarray:
 
 def scan_of(images: np.ndarray, *roles: tuple[str, str], **known: object) -> CtAcquisition:
     told = tuple(Role(role=role, source=source) for role, source in roles)
-    return scan_of_stack(Path("s.tif"), "a stack", images, Known(roles=told, **known))
+    return scan_of_stack(Stack(path=Path("s.tif"), format="a stack", images=images), Known(roles=told, **known))
 
 
 # --- arrays that are read when they are asked for ---------------------------------------------------
@@ -143,7 +144,7 @@ def test_a_told_layout_is_taken() -> None:
 def test_the_number_of_angles_tells_the_layout() -> None:
     images = counts_of(object_of(half_turn(), rows=12))
     for stored in (images, images.swapaxes(0, 1)):
-        scan = scan_of_stack(Path("s.tif"), "a stack", stored, Known(), angle_deg=half_turn())
+        scan = scan_of_stack(Stack(path=Path("s.tif"), format="a stack", images=stored, angle_deg=half_turn()), Known())
         assert scan.shape == images.shape
         assert scan.guessed == ("state",)
 
@@ -181,7 +182,7 @@ def test_angles_of_all_frames_go_with_them() -> None:
     stored = np.concatenate([np.full((4, ROWS, COLUMNS), 30100, np.uint16), counts_of(object_of(half_turn()))])
     told = Known(roles=(Role(role="flats", source="#0:4"),))
     angles = np.concatenate([np.full(4, -7.0), half_turn()])
-    scan = scan_of_stack(Path("s.tif"), "a stack", stored, told, angle_deg=angles)
+    scan = scan_of_stack(Stack(path=Path("s.tif"), format="a stack", images=stored, angle_deg=angles), told)
     assert np.allclose(np.rad2deg(scan.geometry.angle_rad), half_turn())
 
 
@@ -205,7 +206,10 @@ def test_roles_that_cannot_be_are_refused(roles: list[tuple[str, str]], said: st
 def test_flats_of_another_size_are_refused() -> None:
     images = counts_of(object_of(half_turn()))
     with pytest.raises(BadInput, match="flats have 9 rows and 60 columns, the projections 9 and 64"):
-        scan_of_stack(Path("s.tif"), "a stack", images, Known(layout="projections"), flats=images[:3, :, :60])
+        scan_of_stack(
+            Stack(path=Path("s.tif"), format="a stack", images=images, flats=images[:3, :, :60]),
+            Known(layout="projections"),
+        )
 
 
 def test_a_stack_without_values_is_refused() -> None:
@@ -244,7 +248,7 @@ def test_angles_in_a_text_file_are_taken(tmp_path: Path) -> None:
 def test_given_angles_win() -> None:
     images = counts_of(object_of(half_turn()))
     known = Known(angles=AngleRange(start_deg=5.0, stop_deg=365.0))
-    scan = scan_of_stack(Path("s.tif"), "a stack", images, known, angle_deg=half_turn())
+    scan = scan_of_stack(Stack(path=Path("s.tif"), format="a stack", images=images, angle_deg=half_turn()), known)
     assert np.rad2deg(scan.geometry.angle_rad[[0, -1]]) == pytest.approx([5.0, 359.0])
 
 

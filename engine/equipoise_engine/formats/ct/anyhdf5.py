@@ -32,7 +32,7 @@ from equipoise_engine.formats.hdf5 import (
 )
 from equipoise_engine.formats.known import GIVEN
 from equipoise_engine.formats.roles import parsed, told_roles
-from equipoise_engine.formats.stacks.stack import ROLES, scan_of_stack
+from equipoise_engine.formats.stacks.stack import ROLES, Stack, scan_of_stack
 from equipoise_engine.recipe import Known, Role, Source
 
 SMALLEST = 16
@@ -103,16 +103,18 @@ def read_any_hdf5(file: h5py.File, path: Path, known: Known, kinds: str) -> CtAc
         left = [Role(role="projections", source=hash_sign + chosen), *(r for r in left if r.role != "projections")]
     layout = known.layout or _layout(lying, left)
     scan = scan_of_stack(
-        path,
-        "HDF5",
-        Stored(data, path, add_axis=0 if data.ndim == 2 else None),
+        Stack(
+            path=path,
+            format="HDF5",
+            images=Stored(data, path, add_axis=0 if data.ndim == 2 else None),
+            flats=frames["flats"],
+            darks=frames["darks"],
+            angle_deg=angle_deg,
+            sources=sources,
+            state=said_state(data),
+            matched=tuple(matched),
+        ),
         msgspec.structs.replace(known, roles=tuple(left), layout=layout),
-        flats=frames["flats"],
-        darks=frames["darks"],
-        angle_deg=angle_deg,
-        sources=sources,
-        state=said_state(data),
-        matched=tuple(matched),
     )
     if layout != known.layout:
         why = "the numbers of images, rows and columns allow nothing else"

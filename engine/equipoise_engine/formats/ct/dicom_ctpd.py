@@ -26,7 +26,7 @@ from equipoise_engine.formats.frames import Frames
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.stacks.folder import images_beside
 from equipoise_engine.formats.stacks.series import natural
-from equipoise_engine.formats.stacks.stack import scan_of_stack
+from equipoise_engine.formats.stacks.stack import Stack, scan_of_stack
 from equipoise_engine.geometry import CtGeometry, FanBeam
 from equipoise_engine.recipe import Known
 
@@ -141,22 +141,24 @@ def read_dicom_ctpd(path: Path, known: Known) -> CtAcquisition:
             " the middle are blurred, as their rays lean."
         )
     scan = scan_of_stack(
-        path,
-        "DICOM-CT-PD",
-        Frames(load, (len(files), rows, columns), np.dtype(np.float32)),
-        known,
-        # the angle of the source, which begins at the top: of the beam, half a turn on
-        angle_deg=angle_rad + np.pi,
-        angle_units="rad",
-        geometry=geometry,
-        layout="projections",
-        state="attenuation",
-        matched=(
-            Match("projections", "the files", (), f"{len(files)} files by their instance numbers"),
-            circle.match,
-            Match("angles", "(7031,1001)", (len(files),), "angle of the focal spot"),
+        Stack(
+            path=path,
+            format="DICOM-CT-PD",
+            images=Frames(load, (len(files), rows, columns), np.dtype(np.float32)),
+            # the angle of the source, which begins at the top: of the beam, half a turn on
+            angle_deg=angle_rad + np.pi,
+            angle_units="rad",
+            geometry=geometry,
+            layout="projections",
+            state="attenuation",
+            matched=(
+                Match("projections", "the files", (), f"{len(files)} files by their instance numbers"),
+                circle.match,
+                Match("angles", "(7031,1001)", (len(files),), "angle of the focal spot"),
+            ),
+            beside=images_beside(files[0]),
         ),
-        beside=images_beside(files[0]),
+        known,
     )
     scan = rightly_turned(scan, "the angle of the focal spot grows counter-clockwise")
     return replace(scan, warnings=(*notes, *scan.warnings))

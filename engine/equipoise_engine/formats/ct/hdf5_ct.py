@@ -20,7 +20,8 @@ from equipoise_engine.formats.frames import Taken, Transposed, Turned
 from equipoise_engine.formats.hdf5 import Stored, attribute, check_dataset, check_memory, find
 from equipoise_engine.formats.known import GIVEN
 from equipoise_engine.formats.roles import parsed, told_roles
-from equipoise_engine.formats.stacks.stack import ROLES, found_angles, trimmed
+from equipoise_engine.formats.stacks.stack import ROLES
+from equipoise_engine.formats.stacks.viewangles import found_angles, trimmed
 from equipoise_engine.formats.state import state_without_flats, unstretched
 from equipoise_engine.geometry import CtGeometry, ParallelBeam
 from equipoise_engine.recipe import Known, Source

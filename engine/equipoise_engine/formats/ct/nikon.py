@@ -24,7 +24,7 @@ from equipoise_engine.formats.ct.scanner_text import Section, begins_with_sectio
 from equipoise_engine.formats.frames import Scaled
 from equipoise_engine.formats.stacks.folder import images_beside
 from equipoise_engine.formats.stacks.series import images_of
-from equipoise_engine.formats.stacks.stack import scan_of_stack
+from equipoise_engine.formats.stacks.stack import Stack, scan_of_stack
 from equipoise_engine.recipe import Known
 
 SECTION = "XTekCT"
@@ -71,16 +71,21 @@ def read_nikon(path: Path, known: Known) -> CtAcquisition:
         state, shown = "transmission", _transmission(images, level)
         matched.append(Match("open beam", "WhiteLevel", (), f"{level:g} counts are full transmission"))
     scan = scan_of_stack(
-        path,
-        "Nikon XTekCT",
-        shown,
+        Stack(
+            path=path,
+            format="Nikon XTekCT",
+            images=shown,
+            angle_deg=angle_deg,
+            geometry=lambda angle_rad: circle.geometry(angle_rad, rows, columns, path.name),
+            layout="projections",
+            state=state,
+            matched=(
+                *matched,
+                Match("angles", "AngularStep", (len(views),), f"{values.number('AngularStep'):g} degrees"),
+            ),
+            beside=images_beside(path),
+        ),
         known,
-        angle_deg=angle_deg,
-        geometry=lambda angle_rad: circle.geometry(angle_rad, rows, columns, path.name),
-        layout="projections",
-        state=state,
-        matched=(*matched, Match("angles", "AngularStep", (len(views),), f"{values.number('AngularStep'):g} degrees")),
-        beside=images_beside(path),
     )
     scan = rightly_turned(scan, "the object of this scanner turns clockwise")
     return replace(scan, warnings=(*([note] if note else []), *scan.warnings))

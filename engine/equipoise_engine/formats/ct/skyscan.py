@@ -23,7 +23,7 @@ from equipoise_engine.formats.ct.circular import Circle, rightly_turned
 from equipoise_engine.formats.ct.scanner_text import Section, begins_with_section, numbered_images, section_of, views_of
 from equipoise_engine.formats.stacks.folder import images_beside
 from equipoise_engine.formats.stacks.series import images_of
-from equipoise_engine.formats.stacks.stack import scan_of_stack
+from equipoise_engine.formats.stacks.stack import Stack, scan_of_stack
 from equipoise_engine.geometry import CtGeometry, ParallelBeam
 from equipoise_engine.recipe import Known
 
@@ -89,20 +89,22 @@ def read_skyscan(path: Path, known: Known) -> CtAcquisition:
         return circle.geometry(angle_rad, rows, columns, path.name)
 
     scan = scan_of_stack(
-        path,
-        "Bruker SkyScan",
-        images,
-        known,
-        angle_deg=angle_deg,
-        geometry=geometry,
-        layout="projections",
-        state="counts",
-        matched=(
-            Match("projections", found[min(found)].name, (), f"numbered, {len(views)} of {count}"),
-            circle.match,
-            Match("angles", "Rotation Step (deg)", (len(views),), f"{step:g} degrees"),
+        Stack(
+            path=path,
+            format="Bruker SkyScan",
+            images=images,
+            angle_deg=angle_deg,
+            geometry=geometry,
+            layout="projections",
+            state="counts",
+            matched=(
+                Match("projections", found[min(found)].name, (), f"numbered, {len(views)} of {count}"),
+                circle.match,
+                Match("angles", "Rotation Step (deg)", (len(views),), f"{step:g} degrees"),
+            ),
+            beside=images_beside(path),
         ),
-        beside=images_beside(path),
+        known,
     )
     turning = "clockwise" if backwards else "counter-clockwise"
     scan = rightly_turned(scan, f"the object turns {turning}, as the file says or is usual")

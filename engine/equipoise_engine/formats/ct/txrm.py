@@ -31,7 +31,7 @@ from equipoise_engine.formats.frames import Frames
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.formats.stacks.folder import images_beside
-from equipoise_engine.formats.stacks.stack import ROLES, scan_of_stack
+from equipoise_engine.formats.stacks.stack import ROLES, Stack, scan_of_stack
 from equipoise_engine.geometry import CtGeometry, ParallelBeam
 from equipoise_engine.recipe import Known
 
@@ -202,17 +202,19 @@ def read_txrm(path: Path, known: Known) -> CtAcquisition:
     if circle is not None:
         matched.append(circle.match)
     scan = scan_of_stack(
-        path,
-        "Zeiss Xradia",
-        images,
+        Stack(
+            path=path,
+            format="Zeiss Xradia",
+            images=images,
+            flats=flats,
+            angle_deg=-angles,
+            geometry=geometry,
+            layout="projections",
+            state=state,
+            matched=tuple(matched),
+            beside=images_beside(path),
+        ),
         known,
-        flats=flats,
-        angle_deg=-angles,
-        geometry=geometry,
-        layout="projections",
-        state=state,
-        matched=tuple(matched),
-        beside=images_beside(path),
     )
     return rightly_turned(scan, "angles of this microscope run so")
 

@@ -23,8 +23,9 @@ from equipoise_engine.formats.stacks.edf import angles_of_edf, images_of_edf, is
 from equipoise_engine.formats.stacks.fits import images_of_fits, is_fits
 from equipoise_engine.formats.stacks.series import gaps, images_of, natural
 from equipoise_engine.formats.stacks.sinogram import MIN_VIEWS
-from equipoise_engine.formats.stacks.stack import ROLES, frames_of, scan_of_stack, trimmed
+from equipoise_engine.formats.stacks.stack import ROLES, Stack, frames_of, scan_of_stack
 from equipoise_engine.formats.stacks.tiffstack import images_of_tiff
+from equipoise_engine.formats.stacks.viewangles import trimmed
 from equipoise_engine.recipe import Known, Source
 
 # How images of one file are opened, `(image, row, column)`, by its suffix.
@@ -165,12 +166,14 @@ def _alone(path: Path, images: Samples, known: Known) -> CtAcquisition:
     only = count == 1
     kind = _NAMES[_opener(path)]
     scan = scan_of_stack(
-        path,
-        f"{kind} sinogram" if only else f"{kind} stack",
-        images,
+        Stack(
+            path=path,
+            format=f"{kind} sinogram" if only else f"{kind} stack",
+            images=images,
+            matched=(Match("projections", "the image" if only else "the images", (), f"{count} in the file"),),
+            beside=partial(_beside, path.parent, path),
+        ),
         _without_projections(known),
-        matched=(Match("projections", "the image" if only else "the images", (), f"{count} in the file"),),
-        beside=partial(_beside, path.parent, path),
     )
     if not only or "layout" in scan.guessed:
         return scan
@@ -327,17 +330,19 @@ def _scan(
     if known.angles is None and "angles" not in roles:
         angles, units = _angles(folder, files, int(images.shape[0]), missing, matched)
     scan = scan_of_stack(
-        path,
-        format,
-        images,
+        Stack(
+            path=path,
+            format=format,
+            images=images,
+            flats=fields["flats"],
+            darks=fields["darks"],
+            angle_deg=angles,
+            angle_units=units,
+            matched=tuple(matched),
+            sources=_sources(groups, files, images),
+            missing=missing,
+        ),
         known,
-        flats=fields["flats"],
-        darks=fields["darks"],
-        angle_deg=angles,
-        angle_units=units,
-        matched=tuple(matched),
-        sources=_sources(groups, files, images),
-        missing=missing,
     )
     return replace(scan, warnings=(*notes, *scan.warnings))
 

@@ -25,7 +25,7 @@ from equipoise_engine.formats.angles import angles_of_text
 from equipoise_engine.formats.hdf5 import check_memory
 from equipoise_engine.formats.roles import told_roles
 from equipoise_engine.formats.stacks.folder import images_beside
-from equipoise_engine.formats.stacks.stack import ROLES, scan_of_stack
+from equipoise_engine.formats.stacks.stack import ROLES, Stack, scan_of_stack
 from equipoise_engine.geometry import ParallelBeam
 from equipoise_engine.recipe import Known, Source
 from equipoise_engine.volume import Volume
@@ -63,15 +63,17 @@ def read_mrc(path: Path, known: Known) -> CtAcquisition:
         matched.append(match)
     size = header["voxel_mm"]
     return scan_of_stack(
-        path,
-        "MRC tilt series",
-        images,
+        Stack(
+            path=path,
+            format="MRC tilt series",
+            images=images,
+            angle_deg=angles,
+            geometry=lambda angle_rad: ParallelBeam(angle_rad, size or 1.0, calibrated=size > 0),
+            layout="projections",
+            matched=tuple(matched),
+            beside=images_beside(path),
+        ),
         known,
-        angle_deg=angles,
-        geometry=lambda angle_rad: ParallelBeam(angle_rad, size or 1.0, calibrated=size > 0),
-        layout="projections",
-        matched=tuple(matched),
-        beside=images_beside(path),
     )
 
 

@@ -72,6 +72,7 @@ def test_closing_the_window_saves_the_adaptation(
     continue_from(lasting_window, until, weights)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a matter of POSIX")
 def test_engine_outlives_a_killed_window_only_to_save(
     until: Callable[..., None], disc_scan: Path, lasting_window: MainWindow, tmp_path: Path

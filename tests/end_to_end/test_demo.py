@@ -50,6 +50,7 @@ def test_a_folder_that_cannot_be_made_is_told(resources: Path, tmp_path: Path) -
     assert "Done" not in done.stdout
 
 
+@pytest.mark.long
 def test_trouble_on_the_way_ends_it_with_a_reason(resources: Path, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     # the adapted weights cannot take the place of a folder that holds something

@@ -125,6 +125,7 @@ def test_killed_while_it_reconstructs(
     assert len(window.session.state.runs) == 3
 
 
+@pytest.mark.long
 def test_killed_while_it_adapts(
     make_window: MakeWindow, until: Callable[..., None], open_scan: OpenScan, disc_scan: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def test_killed_while_it_adapts(
         assert values[0] == pytest.approx(first[0], rel=1e-4, abs=1e-9)
 
 
+@pytest.mark.long
 def test_killed_while_it_exports(
     make_window: MakeWindow, until: Callable[..., None], open_scan: OpenScan, tall_scan: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +193,7 @@ def test_killed_while_it_exports(
     assert tifffile.imread(target).shape == session.state.runs[-1].result.shape
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process")
 def test_hung_engine_is_replaced(
     make_window: MakeWindow, until: Callable[..., None], open_scan: OpenScan, disc_scan: Path
@@ -211,6 +214,7 @@ def test_hung_engine_is_replaced(
     work_again(window, until, disc_scan, pid)
 
 
+@pytest.mark.long
 def test_cancelled_work_ends_by_itself(
     make_window: MakeWindow, until: Callable[..., None], open_scan: OpenScan, disc_scan: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 import tifffile
 from PySide6.QtCore import Qt
 from pytestqt.qtbot import QtBot
@@ -68,6 +69,7 @@ def test_a_scan_that_lacks_something_is_opened_once_it_is_said(
     assert picture.pixels[32, 32] > 0.5 * picture.high
 
 
+@pytest.mark.long
 def test_a_part_of_a_scan_is_chosen_and_its_axis_compared(
     qtbot: QtBot,
     make_window: Callable[..., MainWindow],
@@ -107,6 +109,7 @@ def test_a_part_of_a_scan_is_chosen_and_its_axis_compared(
     assert prepare.centre.mark.word.text() == "found"
 
 
+@pytest.mark.long
 def test_the_axis_is_estimated(
     qtbot: QtBot,
     make_window: Callable[..., MainWindow],

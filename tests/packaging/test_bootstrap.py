@@ -210,6 +210,7 @@ APP = "import os, sys; print('demo', sys.argv[1:], os.environ.get('QT_QPA_PLATFO
 
 
 @LINUX
+@pytest.mark.long
 def test_installing_once_failing_and_being_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
         monkeypatch.delenv(name, raising=False)

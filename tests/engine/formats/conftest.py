@@ -145,7 +145,7 @@ class Attempts:
         return found[0] if found else None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def attempts() -> Iterator[Attempts]:
     """Read files in a process of their own."""
     made = Attempts()

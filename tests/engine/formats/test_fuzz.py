@@ -510,5 +510,5 @@ def test_damaged_files_have_a_clear_end(name: str, tmp_path: Path, shared_data: 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", MAKERS)
 def test_many_damaged_files_have_a_clear_end(name: str, tmp_path: Path, shared_data: Path, attempts: Any) -> None:
-    cases, seed = (int(os.environ.get(f"EQUIPOISE_FUZZ_{key}", n)) for key, n in (("CASES", 300), ("SEED", 1000)))
+    cases, seed = (int(os.environ.get(f"EQUIPOISE_FUZZ_{key}", n)) for key, n in (("CASES", 40), ("SEED", 1000)))
     assert _wrong_ends(MAKERS[name], tmp_path, shared_data, attempts, cases, seed) == []

@@ -35,7 +35,7 @@ from equipoise_engine.formats.stacks.tiffstack import is_tiff
 from equipoise_engine.recipe import Known
 
 KINDS = (
-    "Data Exchange HDF5, NXtomo, images (TIFF, EDF, FITS), Nikon, SkyScan and Xradia scans, MRC tilt series,"
+    "Data Exchange HDF5, NXtomo, other HDF5 with projections, images (TIFF, EDF, FITS), Nikon, SkyScan and Xradia scans, MRC tilt series,"
     " DICOM-CT-PD, MATLAB fan-beam structures (CT), fastMRI-style HDF5, ISMRMRD, BART, Siemens and Bruker raw data,"
     " MATLAB k-space (MRI) and NumPy arrays"
 )

@@ -35,9 +35,9 @@ from equipoise_engine.formats.stacks.tiffstack import is_tiff
 from equipoise_engine.recipe import Known
 
 KINDS = (
-    "Data Exchange HDF5, NXtomo, other HDF5 with projections, images (TIFF, EDF, FITS), Nikon, SkyScan and Xradia scans,"
-    " MRC tilt series, DICOM-CT-PD, MATLAB fan-beam structures (CT), fastMRI-style HDF5, ISMRMRD, BART, Siemens and"
-    " Bruker raw data, MATLAB k-space (MRI) and NumPy arrays"
+    "Data Exchange HDF5, NXtomo, other HDF5 with projections, images (TIFF, EDF, FITS), Nikon, SkyScan and Xradia"
+    " scans, MRC tilt series, DICOM-CT-PD, MATLAB fan-beam structures (CT), fastMRI-style HDF5, ISMRMRD, BART, Siemens"
+    " and Bruker raw data, MATLAB k-space (MRI) and NumPy arrays"
 )
 """The kinds of file that are read, for people."""
 
